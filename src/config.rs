@@ -1,0 +1,400 @@
+//! One TOML file for every role, read and validated once, at start.
+//!
+//! A key that is not known is an error, so that a misspelt limit is not silently the default. Secrets never stand in the
+//! file itself: it names another file or an environment variable ([`SecretSource`]).
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// What the gateway and the operator's commands read (`vbs gateway --config FILE`).
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The region's name, such as `us-east-1`.
+    pub region: String,
+    /// The availability zones of the region, at least one.
+    pub zones: Vec<String>,
+    /// The key under which secrets are encrypted at rest: 32 bytes as 64 hexadecimal digits.
+    pub master_key: SecretSource,
+    /// Postgres.
+    pub database: Database,
+    /// The EC2 front.
+    #[serde(default)]
+    pub gateway: Gateway,
+    /// The workflow workers inside the gateway.
+    #[serde(default)]
+    pub workers: Workers,
+    /// The storage nodes.
+    #[serde(default, rename = "volume_node")]
+    pub volume_nodes: Vec<VolumeNode>,
+    /// The hypervisor nodes.
+    #[serde(default, rename = "vmm_node")]
+    pub vmm_nodes: Vec<VmmNode>,
+}
+
+/// Where a secret is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum SecretSource {
+    /// A file that holds the secret and perhaps a line end.
+    File(PathBuf),
+    /// An environment variable.
+    Env(String),
+}
+
+/// Postgres.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Database {
+    /// `postgres://user@host/database`, or with `?host=/directory` for a unix socket. A password belongs into `PGPASSFILE`
+    /// or the URL's file: see `url_file`.
+    #[serde(default)]
+    pub url: Option<String>,
+    /// A file that holds the URL, when it carries a password.
+    #[serde(default)]
+    pub url_file: Option<PathBuf>,
+    /// The most connections this process opens.
+    #[serde(default = "defaults::pool")]
+    pub pool: usize,
+    /// Whether the gateway applies missing migrations at start.
+    #[serde(default)]
+    pub migrate: bool,
+}
+
+/// A server's address and limits.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Server {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// A PEM file with the certificate chain; TLS is on when both this and `tls_key` are given.
+    pub tls_cert: Option<PathBuf>,
+    /// A PEM file with the private key.
+    pub tls_key: Option<PathBuf>,
+    /// The most connections served at once; more wait in the listen queue.
+    pub max_connections: usize,
+    /// Seconds a client may take to send a request's headers, or its body.
+    pub read_timeout_s: u64,
+    /// Seconds a connection may stay open between requests.
+    pub idle_timeout_s: u64,
+    /// Seconds that requests in flight get to finish at SIGTERM.
+    pub grace_s: u64,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8773)),
+            tls_cert: None,
+            tls_key: None,
+            max_connections: 2048,
+            read_timeout_s: 20,
+            idle_timeout_s: 75,
+            grace_s: 20,
+        }
+    }
+}
+
+/// The EC2 front.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Gateway {
+    /// Address and limits.
+    pub server: Server,
+    /// Whether signatures of version 2 (libcloud, old boto scripts) are accepted.
+    pub sigv2: bool,
+}
+
+impl Default for Gateway {
+    fn default() -> Self {
+        Self { server: Server::default(), sigv2: true }
+    }
+}
+
+/// The workflow workers.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Workers {
+    /// The most workflows one gateway runs at once; 0 makes a gateway that only answers.
+    pub concurrency: usize,
+    /// Seconds a claimed workflow stays a worker's own without a sign of life.
+    pub lease_s: u64,
+    /// Seconds between looks at the table when no notification comes.
+    pub poll_s: u64,
+    /// Seconds a step is tried again before its workflow turns back.
+    pub step_deadline_s: u64,
+    /// Seconds between the sweeper's rounds.
+    pub sweep_s: u64,
+}
+
+impl Default for Workers {
+    fn default() -> Self {
+        Self { concurrency: 16, lease_s: 30, poll_s: 2, step_deadline_s: 120, sweep_s: 5 }
+    }
+}
+
+/// How the gateway reaches a node's delegate.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Link<L> {
+    /// In this process.
+    Local(L),
+    /// In this process and in memory, with nothing behind it.
+    Sim(Sim),
+    /// Over HTTP.
+    Remote(Remote),
+}
+
+/// A simulated node.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sim {
+    /// The machines of a simulated hypervisor node.
+    pub machines: Vec<String>,
+    /// A simulated storage node's capacity in GiB.
+    pub capacity_gib: Option<u64>,
+}
+
+/// A node's delegate over HTTP.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Remote {
+    /// `http://ADDRESS:PORT` or `https://…`
+    pub url: String,
+    /// The key shared with the node.
+    pub key: SecretSource,
+    /// A PEM file with the only authority whose certificates are accepted of the node, with `https`.
+    #[serde(default)]
+    pub ca: Option<PathBuf>,
+}
+
+/// A storage node.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeNode {
+    /// Its name; rows of the database hold it, so it never changes.
+    pub name: String,
+    /// The zone it is in.
+    pub zone: String,
+    /// How it is reached.
+    pub delegate: Link<Storage>,
+}
+
+/// A hypervisor node.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmmNode {
+    /// Its name; rows of the database hold it, so it never changes.
+    pub name: String,
+    /// The zone it is in.
+    pub zone: String,
+    /// The account that machines belong to which no `vbs instance assign` has given to another.
+    #[serde(default)]
+    pub default_owner: Option<String>,
+    /// How it is reached.
+    pub delegate: Link<Vmm>,
+}
+
+/// The drivers of a storage node.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Storage {
+    /// Where the volume files are, and what the delegate must remember.
+    pub data_dir: PathBuf,
+    /// The tgt target driver.
+    pub tgt: Tgt,
+}
+
+/// The tgt target driver.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tgt {
+    /// The directory of tgtd's control socket (`TGT_IPC_SOCKET` is `DIR/ipc`).
+    pub socket_dir: PathBuf,
+    /// tgtd's control port (`-C`): with the directory, it tells one tgtd from another.
+    pub control_port: u16,
+    /// The address and port that tgtd serves iSCSI on.
+    pub portal: SocketAddr,
+    /// The naming authority that target names start with, such as `iqn.2026-01.net.example`.
+    pub iqn_prefix: String,
+}
+
+/// The drivers of a hypervisor node.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vmm {
+    /// What the delegate must remember.
+    pub data_dir: PathBuf,
+    /// The QEMU driver.
+    pub qemu: Qemu,
+}
+
+/// The QEMU driver.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Qemu {
+    /// The directory of the machines' QMP sockets: `NAME.qmp` is the socket of machine NAME.
+    pub qmp_dir: PathBuf,
+    /// The naming authority that initiator names start with; the machine's name follows after a colon.
+    pub iqn_prefix: String,
+    /// Seconds a detach waits for the guest before it answers that it is busy.
+    #[serde(default = "defaults::detach_wait_s")]
+    pub detach_wait_s: u64,
+}
+
+/// What a node's delegate reads (`vbs volume-delegate`, `vbs vmm-delegate`).
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DelegateConfig<L> {
+    /// The node's name, as the gateway's file has it.
+    pub node: String,
+    /// Address and limits.
+    pub server: Server,
+    /// The key shared with the gateways.
+    pub key: SecretSource,
+    /// The drivers, or the simulation.
+    pub delegate: Link<L>,
+}
+
+mod defaults {
+    pub(super) fn pool() -> usize {
+        16
+    }
+    pub(super) fn detach_wait_s() -> u64 {
+        8
+    }
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file, or a file it names, cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not the TOML that is expected.
+    #[error("{path}: {source}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: Box<toml::de::Error>,
+    },
+    /// The values do not fit together.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// Reads a TOML file of any of the shapes above.
+pub fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    toml::from_str(&text).map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })
+}
+
+impl Config {
+    /// Reads and validates the gateway's file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = read(path)?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Checks what the types cannot.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let invalid = |text: String| Err(ConfigError::Invalid(text));
+        if self.zones.is_empty() {
+            return invalid("zones: at least one is needed".into());
+        }
+        if self.database.pool < 2 {
+            return invalid("database.pool: at least 2".into());
+        }
+        let mut names = HashSet::new();
+        let nodes = self.volume_nodes.iter().map(|n| (&n.name, &n.zone));
+        for (name, zone) in nodes.chain(self.vmm_nodes.iter().map(|n| (&n.name, &n.zone))) {
+            if !self.zones.contains(zone) {
+                return invalid(format!("node {name}: zone {zone} is not in zones"));
+            }
+            if !names.insert(name) {
+                return invalid(format!("node {name}: the name is given twice"));
+            }
+        }
+        for owner in self.vmm_nodes.iter().filter_map(|n| n.default_owner.as_ref()) {
+            if owner.len() != 12 || !owner.bytes().all(|b| b.is_ascii_digit()) {
+                return invalid(format!("default_owner {owner}: an account id has 12 digits"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Database {
+    /// The connection URL, wherever it is kept.
+    pub fn url(&self) -> Result<String, ConfigError> {
+        match (&self.url, &self.url_file) {
+            (Some(url), None) => Ok(url.clone()),
+            (None, Some(file)) => SecretSource::File(file.clone()).read(),
+            _ => Err(ConfigError::Invalid("database: give url or url_file, one of the two".into())),
+        }
+    }
+}
+
+impl SecretSource {
+    /// Fetches the secret, without the line end that editors put behind it.
+    pub fn read(&self) -> Result<String, ConfigError> {
+        match self {
+            Self::File(path) => std::fs::read_to_string(path)
+                .map(|text| text.trim_end().to_owned())
+                .map_err(|source| ConfigError::Read { path: path.clone(), source }),
+            Self::Env(name) => std::env::var(name)
+                .map_err(|_| ConfigError::Invalid(format!("the environment variable {name} is not set"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = r#"
+        region = "us-east-1"
+        zones = ["us-east-1a"]
+        master_key = { env = "VBS_MASTER_KEY" }
+        [database]
+        url = "postgres://vbs@localhost/vbs"
+        [gateway]
+        sigv2 = false
+        [[volume_node]]
+        name = "storage-1"
+        zone = "us-east-1a"
+        delegate = { sim = {} }
+        [[vmm_node]]
+        name = "vmm-1"
+        zone = "us-east-1a"
+        delegate = { remote = { url = "http://127.0.0.1:1", key = { file = "/etc/vbs/vmm-1.key" } } }
+    "#;
+
+    #[test]
+    fn a_file_is_read_with_its_defaults() {
+        let config: Config = toml::from_str(FILE).unwrap();
+        config.validate().unwrap();
+        assert!(!config.gateway.sigv2);
+        assert_eq!(config.gateway.server.max_connections, 2048);
+        assert!(matches!(&config.vmm_nodes[0].delegate, Link::Remote(r) if r.url == "http://127.0.0.1:1"));
+    }
+
+    #[test]
+    fn misspelt_keys_unknown_zones_and_twin_names_are_refused() {
+        assert!(toml::from_str::<Config>(&FILE.replace("sigv2", "sigv3")).is_err());
+        for (from, to) in [("zone = \"us-east-1a\"", "zone = \"us-east-1b\""), ("vmm-1\"\n", "storage-1\"\n")] {
+            let config: Config = toml::from_str(&FILE.replace(from, to)).unwrap();
+            assert!(config.validate().is_err(), "{to}");
+        }
+    }
+}

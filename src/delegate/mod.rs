@@ -1,0 +1,324 @@
+//! The two delegates: what the control plane asks of a storage node and of a hypervisor node.
+//!
+//! No node has a database. A delegate is told what shall be, not what to do: every verb is level-triggered, looks at
+//! what is there, layer by layer, and makes up the difference. Already there is success; already gone is success.
+//! So a worker that died anywhere is followed by another that simply asks again.
+//!
+//! The traits are called in process (`local`, [`sim`]) or over signed HTTP+JSON ([`client`], [`server`]); on either
+//! path [`guard`] holds the volume's lock and refuses a generation older than the newest one seen.
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{SnapshotId, VolumeId};
+
+pub mod client;
+pub mod command;
+pub mod guard;
+pub mod server;
+pub mod sim;
+pub mod target;
+pub mod vmm;
+pub mod volume;
+
+/// The fencing token of a call: the lease generation of the workflow that makes it. Generations come from one database
+/// sequence, so of two workers on one resource the later claim always has the higher one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Generation(pub i64);
+
+/// A volume as a storage node shall have it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeSpec {
+    /// The volume; everything on the node is named after it.
+    pub volume: VolumeId,
+    /// Its size in bytes. A bigger size than what is there grows it; it never shrinks.
+    pub size_bytes: u64,
+    /// What its first bytes are: this snapshot's, or zeros.
+    pub snapshot: Option<SnapshotId>,
+}
+
+/// A snapshot as a storage node shall have it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotSpec {
+    /// The snapshot to make.
+    pub snapshot: SnapshotId,
+    /// The volume it is of. Once the snapshot is there the volume is no longer needed.
+    pub volume: VolumeId,
+}
+
+/// What a storage node says of a snapshot it has made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotReport {
+    /// The size of the volume it was taken of, in bytes.
+    pub size_bytes: u64,
+    /// The bytes of it that hold data (`fullSnapshotSizeInBytes`).
+    pub data_bytes: u64,
+}
+
+/// How a snapshot of a volume that a guest is writing to gets to be of one point in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SnapshotMethod {
+    /// The driver cuts at one instant by itself (reflink, device-mapper): the guest may go on writing.
+    Atomic,
+    /// The driver copies, block after block: the guest's I/O must rest for as long as the copy takes.
+    Copy,
+}
+
+/// A secret that neither Debug nor a log shows.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("<secret>")
+    }
+}
+
+/// An iSCSI export as a storage node shall have it, and as an initiator logs in to it. One target a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportSpec {
+    /// The volume behind it.
+    pub volume: VolumeId,
+    /// The target's name. Made anew for each attachment and never used again, so that an initiator left over from an
+    /// earlier one can log in to nothing.
+    pub iqn: String,
+    /// The logical unit, 1 for every target we make.
+    pub lun: u32,
+    /// The CHAP user and secret of this attachment.
+    pub chap_user: String,
+    /// See `chap_user`.
+    pub chap_secret: Secret,
+    /// The one initiator that may log in.
+    pub initiator_iqn: String,
+}
+
+/// Where an export is served.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Portal {
+    /// `ADDRESS:PORT`
+    pub address: String,
+}
+
+/// A connection as a hypervisor node shall have it: logged in to the export, not yet given to a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectSpec {
+    /// What is exported, and the secret to log in with.
+    pub export: ExportSpec,
+    /// Where.
+    pub portal: Portal,
+    /// The machine it is for, by the name that the node itself uses. (QEMU's initiator lives inside the machine.)
+    pub machine: String,
+}
+
+/// A disk in a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSpec {
+    /// The volume. The guest sees [`crate::ids::Id::serial`] of it as the disk's serial number.
+    pub volume: VolumeId,
+    /// The target it is reached through.
+    pub iqn: String,
+    /// The machine, by the name that the node itself uses.
+    pub machine: String,
+    /// The device name that the caller asked for, such as `/dev/sdf`; a hypervisor without names ignores it.
+    pub device: String,
+}
+
+/// How a detach stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Detach {
+    /// The guest has let go; the device is gone from the machine.
+    Gone,
+    /// Asked, but the guest still holds on. Ask again later.
+    Busy,
+}
+
+/// How a pause of a machine's I/O ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pause {
+    /// It held from the call that began it until now.
+    Held,
+    /// It ended before its time (it ran out, the machine or the node was restarted): what was copied under it is worth
+    /// nothing.
+    Broken,
+}
+
+/// What a storage node has of ours.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StorageObservation {
+    /// The volumes, with their sizes in bytes.
+    pub volumes: Vec<(VolumeId, u64)>,
+    /// The snapshots that are whole.
+    pub snapshots: Vec<SnapshotId>,
+    /// The exports.
+    pub exports: Vec<ObservedExport>,
+    /// The bytes that can still be given to volumes.
+    pub free_bytes: u64,
+}
+
+/// An export that a storage node serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObservedExport {
+    /// The target's name.
+    pub iqn: String,
+    /// The volume behind it, read from the name.
+    pub volume: VolumeId,
+    /// The initiators that are logged in.
+    pub sessions: Vec<String>,
+    /// Whether every layer is there: target, unit with the right path, CHAP user, access rule.
+    pub whole: bool,
+}
+
+/// What a hypervisor node has.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmmObservation {
+    /// The machines of the node, ours and others' alike.
+    pub machines: Vec<ObservedMachine>,
+}
+
+/// A machine on a hypervisor node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObservedMachine {
+    /// The name that the node itself uses.
+    pub name: String,
+    /// Tells the machine from an earlier one of the same name (QEMU: `-uuid`).
+    pub uuid: String,
+    /// Whether it runs; a paused machine does.
+    pub running: bool,
+    /// Whether its I/O is paused by [`VmmDelegate::ensure_paused`].
+    pub paused: bool,
+    /// When it was started, seconds since 1970.
+    pub started_at: i64,
+    /// Its virtual processors.
+    pub vcpus: u32,
+    /// Its memory in MiB.
+    pub memory_mib: u64,
+    /// The disks of ours it has, or is losing.
+    pub disks: Vec<ObservedDisk>,
+}
+
+/// A disk of ours in a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObservedDisk {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The target it is reached through.
+    pub iqn: String,
+    /// Whether the guest has the device; else the node is only connected.
+    pub attached: bool,
+}
+
+/// Why a delegate did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct DelegateError {
+    /// What the workflow makes of it.
+    pub kind: ErrorKind,
+    /// For the operator: names the command, its exit status and its last words; never a secret.
+    pub message: String,
+}
+
+/// What a workflow makes of a delegate's error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorKind {
+    /// It may go better later: a time-out, a node that is away, a tool that lost a race.
+    Retry,
+    /// It will not go better: the request itself cannot be met.
+    Fatal,
+    /// There is no room for it (`InsufficientVolumeCapacity`).
+    NoRoom,
+    /// The caller's generation is old: another worker has taken over, and this one must stop.
+    Stale,
+}
+
+impl DelegateError {
+    /// An error worth another try.
+    pub fn retry(message: impl Into<String>) -> Self {
+        Self { kind: ErrorKind::Retry, message: message.into() }
+    }
+
+    /// An error that no other try mends.
+    pub fn fatal(message: impl Into<String>) -> Self {
+        Self { kind: ErrorKind::Fatal, message: message.into() }
+    }
+
+    /// An error of room.
+    pub fn no_room(message: impl Into<String>) -> Self {
+        Self { kind: ErrorKind::NoRoom, message: message.into() }
+    }
+
+    /// The answer to a worker whose lease has passed on.
+    pub fn stale(seen: Generation, given: Generation) -> Self {
+        Self {
+            kind: ErrorKind::Stale,
+            message: format!("generation {} is older than {}, which was seen already", given.0, seen.0),
+        }
+    }
+}
+
+/// What a delegate's verb answers.
+pub type Result<T> = std::result::Result<T, DelegateError>;
+
+/// A storage node: volumes, snapshots, exports.
+#[async_trait]
+pub trait VolumeDelegate: Send + Sync {
+    /// How this node takes snapshots.
+    async fn snapshot_method(&self) -> Result<SnapshotMethod>;
+
+    /// Makes the volume, or grows it, or finds it as it shall be. A new volume reads as zeros or as its snapshot, whole,
+    /// before this returns.
+    async fn ensure_volume(&self, generation: Generation, spec: &VolumeSpec) -> Result<()>;
+
+    /// Removes the volume. Refuses (Retry) while it is exported.
+    async fn ensure_no_volume(&self, generation: Generation, volume: &VolumeId) -> Result<()>;
+
+    /// Makes the snapshot, durable and whole before this returns; one that is there already is left as it is.
+    async fn ensure_snapshot(&self, generation: Generation, spec: &SnapshotSpec) -> Result<SnapshotReport>;
+
+    /// Removes the snapshot, and what an unfinished try left of it.
+    async fn ensure_no_snapshot(&self, generation: Generation, spec: &SnapshotSpec) -> Result<()>;
+
+    /// Serves the volume to one initiator. Removes exports of the same volume under other names that nobody is logged in
+    /// to; refuses (Retry) while somebody is.
+    async fn ensure_exported(&self, generation: Generation, spec: &ExportSpec) -> Result<Portal>;
+
+    /// Ends every export of the volume. Refuses (Retry) while an initiator is logged in: no un-export under a live session.
+    async fn ensure_not_exported(&self, generation: Generation, volume: &VolumeId) -> Result<()>;
+
+    /// Reports what is there.
+    async fn observe(&self) -> Result<StorageObservation>;
+}
+
+/// A hypervisor node: initiator and machines.
+#[async_trait]
+pub trait VmmDelegate: Send + Sync {
+    /// The name of the initiator that logs in for this machine; what the export's access rule must allow.
+    async fn initiator_iqn(&self, machine: &str) -> Result<String>;
+
+    /// Logs in, and checks that what answers is the volume.
+    async fn ensure_connected(&self, generation: Generation, spec: &ConnectSpec) -> Result<()>;
+
+    /// Logs out. Refuses (Retry) while a machine has the disk: no log-out under a live device.
+    async fn ensure_disconnected(&self, generation: Generation, spec: &DiskSpec) -> Result<()>;
+
+    /// Gives the connected disk to the machine, and returns once the hypervisor has it plugged in.
+    async fn ensure_attached(&self, generation: Generation, spec: &DiskSpec) -> Result<()>;
+
+    /// Asks the guest to let go, and waits a little. With `force` it does not ask: the device is taken away as hard as the
+    /// hypervisor can.
+    async fn ensure_detached(&self, generation: Generation, spec: &DiskSpec, force: bool) -> Result<Detach>;
+
+    /// Rests the I/O of the machine that has this disk; when it returns, nothing is in flight. The pause ends by itself after
+    /// `seconds`, so that no crash of ours leaves a guest frozen.
+    async fn ensure_paused(&self, generation: Generation, spec: &DiskSpec, seconds: u32) -> Result<()>;
+
+    /// Lets it go on, and tells whether the pause held all the time.
+    async fn ensure_resumed(&self, generation: Generation, spec: &DiskSpec) -> Result<Pause>;
+
+    /// Reports what is there.
+    async fn observe(&self) -> Result<VmmObservation>;
+}

@@ -1,0 +1,3 @@
+//! The `vbs` program.
+
+fn main() {}
