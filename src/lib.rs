@@ -4,7 +4,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`ids`], [`state`], [`config`] | resource ids, states, the configuration file |
+//! | [`ids`], [`state`], [`config`], [`seal`] | resource ids, states, the configuration file, secrets at rest |
 //! | [`sigv4`], [`server`] | AWS signatures, pure; the HTTP server under every role |
 //! | [`db`] | Postgres: all truth |
 //! | [`delegate`] | storage and hypervisor nodes: traits, drivers, HTTP client and server (never sees [`db`]) |
@@ -20,6 +20,7 @@ pub mod delegate;
 pub mod dev;
 pub mod ec2_api;
 pub mod ids;
+pub mod seal;
 pub mod server;
 pub mod sigv4;
 pub mod state;

@@ -1,1 +1,111 @@
-//! Placeholder.
+//! Postgres holds all truth: the resources, the workflows, and the invariants as constraints.
+//!
+//! A file a table. Functions take a connection, so that a caller can put several into one transaction; none opens one of
+//! its own. Only the database's clock counts: no time of this process is ever written.
+
+use diesel_async::pooled_connection::deadpool::{Object, Pool as Deadpool};
+use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
+use diesel_async::{AsyncConnection, AsyncMigrationHarness, AsyncPgConnection};
+use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
+
+pub mod access_keys;
+pub mod accounts;
+pub mod attachments;
+pub mod instances;
+pub mod schema;
+pub mod snapshots;
+pub mod tags;
+pub mod volumes;
+pub mod workflows;
+
+/// The connection that every function here takes.
+pub type Conn = AsyncPgConnection;
+
+const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations");
+
+/// How long a caller waits for a free connection, and for a new one to be made.
+const POOL_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Why the database did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A query failed.
+    #[error("database: {0}")]
+    Query(#[from] diesel::result::Error),
+    /// No connection could be had.
+    #[error("database connection: {0}")]
+    Connection(String),
+    /// The migrations could not be read or applied.
+    #[error("database migrations: {0}")]
+    Migration(String),
+}
+
+/// What the functions here answer.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A bounded pool of connections.
+#[derive(Clone)]
+pub struct Pool(Deadpool<AsyncPgConnection>);
+
+impl Pool {
+    /// Makes a pool of at most `size` connections. Opens none yet.
+    pub fn new(url: &str, size: usize) -> Result<Self> {
+        let mut config = ManagerConfig::default();
+        // The default asks Postgres at every check-out whether the connection lives, which doubles the round trips of a
+        // describe. A connection that died is noticed by its first query, and thrown away.
+        config.recycling_method = RecyclingMethod::Fast;
+        let manager = AsyncDieselConnectionManager::<AsyncPgConnection>::new_with_config(url, config);
+        let pool = Deadpool::builder(manager).max_size(size).build().map_err(|e| Error::Connection(e.to_string()))?;
+        Ok(Self(pool))
+    }
+
+    /// A connection, back in the pool when dropped.
+    pub async fn get(&self) -> Result<Object<AsyncPgConnection>> {
+        match tokio::time::timeout(POOL_TIMEOUT, self.0.get()).await {
+            Ok(got) => got.map_err(|e| Error::Connection(e.to_string())),
+            Err(_) => Err(Error::Connection(format!("none free within {} s", POOL_TIMEOUT.as_secs()))),
+        }
+    }
+}
+
+/// A connection of its own, outside any pool: to listen for notifications, or to migrate.
+pub async fn connect(url: &str) -> Result<AsyncPgConnection> {
+    AsyncPgConnection::establish(url).await.map_err(|e| Error::Connection(e.to_string()))
+}
+
+/// Applies the migrations that are missing. Two gateways that start at once wait for each other.
+pub async fn migrate(url: &str) -> Result<()> {
+    let mut conn = connect(url).await?;
+    diesel_async::RunQueryDsl::execute(
+        diesel::sql_query("SELECT pg_advisory_lock(hashtext('vbs migrations'))"),
+        &mut conn,
+    )
+    .await?;
+    // The harness is a blocking interface over the async connection; the lock goes with the connection.
+    tokio::task::spawn_blocking(move || {
+        AsyncMigrationHarness::new(conn)
+            .run_pending_migrations(MIGRATIONS)
+            .map(|_| ())
+            .map_err(|e| Error::Migration(e.to_string()))
+    })
+    .await
+    .map_err(|e| Error::Migration(e.to_string()))?
+}
+
+/// Whether every migration this program knows has been applied.
+pub async fn is_current(conn: &mut Conn) -> Result<bool> {
+    use diesel::migration::MigrationSource;
+    #[derive(diesel::QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = diesel::sql_types::BigInt)]
+        count: i64,
+    }
+    let known =
+        MigrationSource::<diesel::pg::Pg>::migrations(&MIGRATIONS).map_err(|e| Error::Migration(e.to_string()))?.len();
+    let row: Row = diesel_async::RunQueryDsl::get_result(
+        diesel::sql_query("SELECT count(*) AS count FROM __diesel_schema_migrations"),
+        conn,
+    )
+    .await?;
+    Ok(usize::try_from(row.count).is_ok_and(|applied| applied >= known))
+}

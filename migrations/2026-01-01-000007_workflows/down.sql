@@ -1,0 +1,3 @@
+DROP TABLE workflow_events;
+DROP TABLE workflows;
+DROP SEQUENCE lease_generations;

@@ -1,0 +1,127 @@
+//! Attachments.
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+use uuid::Uuid;
+
+use super::schema::{attachments, instances, volumes};
+use super::{Conn, Result};
+use crate::ids::{InstanceId, VolumeId};
+use crate::state::{AttachmentState, InstanceState};
+
+/// An attachment.
+#[derive(Debug, Clone, Queryable, Selectable)]
+#[diesel(table_name = attachments, check_for_backend(diesel::pg::Pg))]
+pub struct Attachment {
+    /// Names the row; no caller ever sees it.
+    pub id: Uuid,
+    /// Whose the volume is.
+    pub account_id: String,
+    /// The volume.
+    pub volume_id: VolumeId,
+    /// The instance.
+    pub instance_id: InstanceId,
+    /// The device name, as the caller wrote it.
+    pub device: String,
+    /// Its state.
+    pub state: AttachmentState,
+    /// Whether the volume goes with the instance.
+    pub delete_on_termination: bool,
+    /// Whether the caller asked to take the disk away from a guest that holds on to it.
+    pub force: bool,
+    /// The target's name.
+    pub iqn: String,
+    /// The logical unit.
+    pub lun: i32,
+    /// The CHAP user.
+    pub chap_user: String,
+    /// See [`crate::seal`]; the row id is this row's `id`.
+    pub sealed_chap_secret: Vec<u8>,
+    /// The initiator that may log in.
+    pub initiator_iqn: String,
+    /// When it was asked for.
+    pub attached_at: DateTime<Utc>,
+}
+
+/// Where the two ends of an attachment are.
+#[derive(Debug, Clone, Queryable)]
+pub struct Ends {
+    /// The storage node.
+    pub volume_node: String,
+    /// The hypervisor node.
+    pub vmm_node: String,
+    /// The machine, by the name that the node itself uses.
+    pub machine: String,
+    /// The machine's state.
+    pub instance_state: InstanceState,
+}
+
+/// An attachment with its two ends.
+pub type Located = (Attachment, Ends);
+
+const ENDS: (volumes::node, instances::node, instances::machine, instances::state) =
+    (volumes::node, instances::node, instances::machine, instances::state);
+
+/// The attachment, whatever its state, with its two ends.
+pub async fn find(conn: &mut Conn, id: Uuid) -> Result<Option<Located>> {
+    Ok(attachments::table
+        .inner_join(volumes::table)
+        .inner_join(instances::table)
+        .filter(attachments::id.eq(id))
+        .select((Attachment::as_select(), ENDS))
+        .first(conn)
+        .await
+        .optional()?)
+}
+
+/// The live attachments of a volume, with their two ends.
+pub async fn live_of_volume(conn: &mut Conn, volume: &VolumeId) -> Result<Vec<Located>> {
+    Ok(attachments::table
+        .inner_join(volumes::table)
+        .inner_join(instances::table)
+        .filter(attachments::volume_id.eq(volume).and(attachments::state.ne(AttachmentState::Detached)))
+        .select((Attachment::as_select(), ENDS))
+        .load(conn)
+        .await?)
+}
+
+/// Every attachment that is `attached`, with its two ends: what the nodes must hold up.
+pub async fn all_attached(conn: &mut Conn) -> Result<Vec<Located>> {
+    Ok(attachments::table
+        .inner_join(volumes::table)
+        .inner_join(instances::table)
+        .filter(attachments::state.eq(AttachmentState::Attached))
+        .select((Attachment::as_select(), ENDS))
+        .load(conn)
+        .await?)
+}
+
+/// Moves an attachment from one of the states given; tells whether it was in one of them.
+pub async fn swap_state(conn: &mut Conn, id: Uuid, from: &[AttachmentState], to: AttachmentState) -> Result<bool> {
+    let rows = diesel::update(attachments::table.find(id).filter(attachments::state.eq_any(from)))
+        .set(attachments::state.eq(to))
+        .execute(conn)
+        .await?;
+    Ok(rows == 1)
+}
+
+/// Records that an attachment is over, and why, when it never came about.
+pub async fn set_detached(conn: &mut Conn, id: Uuid, reason: Option<&str>) -> Result<()> {
+    diesel::update(attachments::table.find(id))
+        .set((
+            attachments::state.eq(AttachmentState::Detached),
+            attachments::detached_at.eq(diesel::dsl::now),
+            attachments::reason.eq(reason),
+        ))
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// Forgets attachments that ended more than a day ago.
+pub async fn purge_detached(conn: &mut Conn) -> Result<usize> {
+    Ok(diesel::sql_query("DELETE FROM attachments WHERE state = 'detached' AND detached_at < now() - interval '1 day'")
+        .execute(conn)
+        .await?)
+}

@@ -1,0 +1,164 @@
+//! The tables as diesel sees them: `diesel print-schema` of migrations/.
+
+#![allow(missing_docs)]
+
+diesel::table! {
+    accounts (id) {
+        id -> Text,
+        name -> Text,
+        enabled -> Bool,
+        created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    access_keys (id) {
+        id -> Text,
+        account_id -> Text,
+        sealed_secret -> Bytea,
+        enabled -> Bool,
+        created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    instances (id) {
+        id -> Text,
+        node -> Text,
+        zone -> Text,
+        machine -> Text,
+        machine_uuid -> Text,
+        account_id -> Nullable<Text>,
+        state -> Text,
+        initiator_iqn -> Text,
+        vcpus -> Int4,
+        memory_mib -> Int8,
+        launched_at -> Timestamptz,
+        created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    volumes (id) {
+        id -> Text,
+        account_id -> Text,
+        zone -> Text,
+        node -> Text,
+        size_gib -> Int4,
+        volume_type -> Text,
+        iops -> Nullable<Int4>,
+        throughput -> Nullable<Int4>,
+        initialization_rate -> Nullable<Int4>,
+        encrypted -> Bool,
+        multi_attach -> Bool,
+        snapshot_id -> Nullable<Text>,
+        state -> Text,
+        state_reason -> Nullable<Text>,
+        created_at -> Timestamptz,
+        deleted_at -> Nullable<Timestamptz>,
+        client_token -> Nullable<Text>,
+        request_digest -> Nullable<Bytea>,
+    }
+}
+
+diesel::table! {
+    snapshots (id) {
+        id -> Text,
+        account_id -> Text,
+        volume_id -> Text,
+        volume_size_gib -> Int4,
+        node -> Text,
+        description -> Text,
+        encrypted -> Bool,
+        state -> Text,
+        state_reason -> Nullable<Text>,
+        progress -> Int4,
+        started_at -> Timestamptz,
+        cut_at -> Nullable<Timestamptz>,
+        completed_at -> Nullable<Timestamptz>,
+        data_bytes -> Nullable<Int8>,
+    }
+}
+
+diesel::table! {
+    attachments (id) {
+        id -> Uuid,
+        account_id -> Text,
+        volume_id -> Text,
+        instance_id -> Text,
+        device -> Text,
+        device_key -> Text,
+        state -> Text,
+        delete_on_termination -> Bool,
+        force -> Bool,
+        iqn -> Text,
+        lun -> Int4,
+        chap_user -> Text,
+        sealed_chap_secret -> Bytea,
+        initiator_iqn -> Text,
+        attached_at -> Timestamptz,
+        detached_at -> Nullable<Timestamptz>,
+        reason -> Nullable<Text>,
+    }
+}
+
+diesel::table! {
+    tags (resource_id, key) {
+        resource_id -> Text,
+        key -> Text,
+        value -> Text,
+        account_id -> Text,
+        resource_type -> Text,
+    }
+}
+
+diesel::table! {
+    workflows (id) {
+        id -> Int8,
+        kind -> Text,
+        lock_key -> Text,
+        volume_id -> Text,
+        params -> Jsonb,
+        direction -> Text,
+        step -> Int4,
+        attempts -> Int4,
+        failing_since -> Nullable<Timestamptz>,
+        not_before -> Timestamptz,
+        lease_owner -> Nullable<Text>,
+        lease_until -> Nullable<Timestamptz>,
+        lease_generation -> Int8,
+        error -> Nullable<Text>,
+        outcome -> Nullable<Text>,
+        created_at -> Timestamptz,
+        finished_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    workflow_events (id) {
+        id -> Int8,
+        workflow_id -> Int8,
+        at -> Timestamptz,
+        generation -> Int8,
+        direction -> Text,
+        step -> Text,
+        event -> Text,
+        detail -> Text,
+    }
+}
+
+diesel::joinable!(access_keys -> accounts (account_id));
+diesel::joinable!(attachments -> instances (instance_id));
+diesel::joinable!(attachments -> volumes (volume_id));
+diesel::joinable!(workflow_events -> workflows (workflow_id));
+diesel::allow_tables_to_appear_in_same_query!(
+    access_keys,
+    accounts,
+    attachments,
+    instances,
+    snapshots,
+    tags,
+    volumes,
+    workflow_events,
+    workflows,
+);

@@ -1,0 +1,79 @@
+//! Snapshots.
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+
+use super::schema::snapshots;
+use super::{Conn, Result, tags};
+use crate::ids::{SnapshotId, VolumeId};
+use crate::state::SnapshotState;
+
+/// A snapshot.
+#[derive(Debug, Clone, Queryable, Selectable)]
+#[diesel(table_name = snapshots, check_for_backend(diesel::pg::Pg))]
+pub struct Snapshot {
+    /// Its id.
+    pub id: SnapshotId,
+    /// Whose it is.
+    pub account_id: String,
+    /// The volume it is of, which may be gone.
+    pub volume_id: VolumeId,
+    /// The size of that volume in GiB.
+    pub volume_size_gib: i32,
+    /// The storage node that has it.
+    pub node: String,
+    /// What the caller said of it.
+    pub description: String,
+    /// Always false for now.
+    pub encrypted: bool,
+    /// Its state.
+    pub state: SnapshotState,
+    /// Why it is in `error`.
+    pub state_reason: Option<String>,
+    /// Percent.
+    pub progress: i32,
+    /// When it was asked for.
+    pub started_at: DateTime<Utc>,
+    /// When the bytes of one instant were safe.
+    pub cut_at: Option<DateTime<Utc>>,
+    /// When it was whole.
+    pub completed_at: Option<DateTime<Utc>>,
+    /// The bytes of it that hold data.
+    pub data_bytes: Option<i64>,
+}
+
+/// The snapshot, whatever its state. For workers: no account is asked for.
+pub async fn find(conn: &mut Conn, id: &SnapshotId) -> Result<Option<Snapshot>> {
+    Ok(snapshots::table.find(id).select(Snapshot::as_select()).first(conn).await.optional()?)
+}
+
+/// Records that a pending snapshot is whole. One whose deletion was asked for meanwhile stays `deleting`.
+pub async fn set_completed(conn: &mut Conn, id: &SnapshotId, data_bytes: i64) -> Result<()> {
+    diesel::update(snapshots::table.find(id).filter(snapshots::state.eq(SnapshotState::Pending)))
+        .set((
+            snapshots::state.eq(SnapshotState::Completed),
+            snapshots::progress.eq(100),
+            snapshots::cut_at.eq(diesel::dsl::now),
+            snapshots::completed_at.eq(diesel::dsl::now),
+            snapshots::data_bytes.eq(data_bytes),
+        ))
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// Records that a snapshot could not be made.
+pub async fn set_error(conn: &mut Conn, id: &SnapshotId, reason: &str) -> Result<()> {
+    diesel::update(snapshots::table.find(id))
+        .set((snapshots::state.eq(SnapshotState::Error), snapshots::state_reason.eq(reason)))
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// Forgets a snapshot that is gone from its node.
+pub async fn delete(conn: &mut Conn, id: &SnapshotId) -> Result<()> {
+    diesel::delete(snapshots::table.find(id)).execute(conn).await?;
+    tags::delete_of_resource(conn, id.as_str()).await
+}

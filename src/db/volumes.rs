@@ -1,0 +1,108 @@
+//! Volumes.
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+
+use super::schema::volumes;
+use super::{Conn, Result, tags};
+use crate::ids::{SnapshotId, VolumeId};
+use crate::state::VolumeState;
+
+/// A volume.
+#[derive(Debug, Clone, Queryable, Selectable)]
+#[diesel(table_name = volumes, check_for_backend(diesel::pg::Pg))]
+pub struct Volume {
+    /// Its id.
+    pub id: VolumeId,
+    /// Whose it is.
+    pub account_id: String,
+    /// The zone it is in.
+    pub zone: String,
+    /// The storage node that has it.
+    pub node: String,
+    /// Its size in GiB.
+    pub size_gib: i32,
+    /// `gp2`, `gp3`, …
+    pub volume_type: String,
+    /// I/O operations a second, where the type has them.
+    pub iops: Option<i32>,
+    /// MiB a second, where the type has it.
+    pub throughput: Option<i32>,
+    /// MiB a second asked for the first reading of the snapshot.
+    pub initialization_rate: Option<i32>,
+    /// Always false for now.
+    pub encrypted: bool,
+    /// Whether several instances may attach it.
+    pub multi_attach: bool,
+    /// The snapshot it was made from.
+    pub snapshot_id: Option<SnapshotId>,
+    /// Its state.
+    pub state: VolumeState,
+    /// Why it is in `error`.
+    pub state_reason: Option<String>,
+    /// When it was asked for.
+    pub created_at: DateTime<Utc>,
+}
+
+/// The volume, whatever its state. For workers: no account is asked for.
+pub async fn find(conn: &mut Conn, id: &VolumeId) -> Result<Option<Volume>> {
+    Ok(volumes::table.find(id).select(Volume::as_select()).first(conn).await.optional()?)
+}
+
+/// Moves a volume from one of the states given; tells whether it was in one of them.
+pub async fn swap_state(conn: &mut Conn, id: &VolumeId, from: &[VolumeState], to: VolumeState) -> Result<bool> {
+    let rows = diesel::update(volumes::table.find(id).filter(volumes::state.eq_any(from)))
+        .set(volumes::state.eq(to))
+        .execute(conn)
+        .await?;
+    Ok(rows == 1)
+}
+
+/// Records that a volume could not be made. Its client token may be used again.
+pub async fn set_error(conn: &mut Conn, id: &VolumeId, reason: &str) -> Result<()> {
+    diesel::update(volumes::table.find(id))
+        .set((
+            volumes::state.eq(VolumeState::Error),
+            volumes::state_reason.eq(reason),
+            volumes::client_token.eq(None::<String>),
+            volumes::request_digest.eq(None::<Vec<u8>>),
+        ))
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// Records that a volume is gone from its node. The row stays until [`purge_deleted`], for the client token's sake.
+pub async fn set_deleted(conn: &mut Conn, id: &VolumeId) -> Result<()> {
+    diesel::update(volumes::table.find(id))
+        .set((volumes::state.eq(VolumeState::Deleted), volumes::deleted_at.eq(diesel::dsl::now)))
+        .execute(conn)
+        .await?;
+    tags::delete_of_resource(conn, id.as_str()).await
+}
+
+/// Whether a volume is still being made from this snapshot.
+pub async fn any_creating_from(conn: &mut Conn, snapshot: &SnapshotId) -> Result<bool> {
+    Ok(diesel::select(diesel::dsl::exists(
+        volumes::table.filter(volumes::snapshot_id.eq(snapshot).and(volumes::state.eq(VolumeState::Creating))),
+    ))
+    .get_result(conn)
+    .await?)
+}
+
+/// The volumes of a node that exist, or that a workflow is making or deleting, with their states.
+pub async fn of_node(conn: &mut Conn, node: &str) -> Result<Vec<(VolumeId, VolumeState, i32)>> {
+    Ok(volumes::table
+        .filter(volumes::node.eq(node).and(volumes::state.ne(VolumeState::Deleted)))
+        .select((volumes::id, volumes::state, volumes::size_gib))
+        .load(conn)
+        .await?)
+}
+
+/// Forgets volumes that were deleted more than a day ago: the time for which a client token is remembered.
+pub async fn purge_deleted(conn: &mut Conn) -> Result<usize> {
+    Ok(diesel::sql_query("DELETE FROM volumes WHERE state = 'deleted' AND deleted_at < now() - interval '1 day'")
+        .execute(conn)
+        .await?)
+}

@@ -1,0 +1,344 @@
+//! Workflows: the jobs that make the nodes match the rows, their leases and their history.
+//!
+//! Every write of a worker names the lease generation it holds and touches nothing when another has been given out since:
+//! such a write answers `false`, and the worker is a ghost that must stop.
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Integer, Text};
+use diesel_async::RunQueryDsl;
+use serde_json::Value;
+
+use super::schema::{workflow_events, workflows};
+use super::{Conn, Result};
+use crate::ids::VolumeId;
+
+/// A workflow's row.
+#[derive(Debug, Clone, Queryable, Selectable, QueryableByName)]
+#[diesel(table_name = workflows, check_for_backend(diesel::pg::Pg))]
+pub struct Workflow {
+    /// Names the row; rises in the order of enqueueing.
+    pub id: i64,
+    /// Which workflow: the name of its file in `workers/`.
+    pub kind: String,
+    /// The resource it changes.
+    pub lock_key: String,
+    /// The volume whose workflows run one after another.
+    pub volume_id: String,
+    /// What it is about, as its own file defines it.
+    pub params: Value,
+    /// `forward` or `backward`.
+    pub direction: String,
+    /// Forward: the highest step begun. Backward: the step to undo next.
+    pub step: i32,
+    /// Tries of this step that failed.
+    pub attempts: i32,
+    /// Since when they fail.
+    pub failing_since: Option<DateTime<Utc>>,
+    /// When it is due.
+    pub not_before: DateTime<Utc>,
+    /// Who works on it.
+    pub lease_owner: Option<String>,
+    /// Until when, without a sign of life.
+    pub lease_until: Option<DateTime<Utc>>,
+    /// The fencing token.
+    pub lease_generation: i64,
+    /// The last error, or why it turned.
+    pub error: Option<String>,
+    /// How it ended.
+    pub outcome: Option<String>,
+    /// When it was enqueued.
+    pub created_at: DateTime<Utc>,
+    /// When it ended.
+    pub finished_at: Option<DateTime<Utc>>,
+}
+
+/// Something that happened to a workflow.
+#[derive(Debug, Clone, Queryable, Selectable)]
+#[diesel(table_name = workflow_events, check_for_backend(diesel::pg::Pg))]
+pub struct Event {
+    /// When.
+    pub at: DateTime<Utc>,
+    /// Under which lease.
+    pub generation: i64,
+    /// Which way the workflow ran.
+    pub direction: String,
+    /// The step's name.
+    pub step: String,
+    /// `failed`, `waits`, `turned`, `succeeded`, `undone`, …
+    pub event: String,
+    /// The error in full.
+    pub detail: String,
+}
+
+/// Enqueues a workflow. Fails on the unique index when one is live for the same lock key.
+pub async fn enqueue(conn: &mut Conn, kind: &str, lock_key: &str, volume: &VolumeId, params: &Value) -> Result<()> {
+    diesel::insert_into(workflows::table)
+        .values((
+            workflows::kind.eq(kind),
+            workflows::lock_key.eq(lock_key),
+            workflows::volume_id.eq(volume),
+            workflows::params.eq(params),
+        ))
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// Enqueues a workflow unless one is live for the same lock key; tells whether it did.
+pub async fn enqueue_if_idle(
+    conn: &mut Conn,
+    kind: &str,
+    lock_key: &str,
+    volume: &VolumeId,
+    params: &Value,
+) -> Result<bool> {
+    let rows = diesel::insert_into(workflows::table)
+        .values((
+            workflows::kind.eq(kind),
+            workflows::lock_key.eq(lock_key),
+            workflows::volume_id.eq(volume),
+            workflows::params.eq(params),
+        ))
+        .on_conflict_do_nothing()
+        .execute(conn)
+        .await?;
+    Ok(rows == 1)
+}
+
+/// Claims up to `limit` workflows that are due and that no older one of the same volume holds up. Each gets a new
+/// generation.
+///
+/// Snapshots run beside each other and beside a detach: a guest that holds on to its disk for hours must not hold up the
+/// snapshots of it. Everything else on one volume runs in the order it was asked for.
+pub async fn claim(conn: &mut Conn, owner: &str, lease_s: i64, limit: i64) -> Result<Vec<Workflow>> {
+    Ok(diesel::sql_query(
+        "UPDATE workflows SET lease_owner = $1, lease_until = now() + make_interval(secs => $2), \
+         lease_generation = nextval('lease_generations') \
+         WHERE id IN (SELECT id FROM workflows w \
+            WHERE finished_at IS NULL AND not_before <= now() AND (lease_until IS NULL OR lease_until < now()) \
+            AND NOT EXISTS (SELECT FROM workflows older \
+                WHERE older.volume_id = w.volume_id AND older.finished_at IS NULL AND older.id < w.id \
+                AND NOT (w.kind IN ('create_snapshot', 'detach_volume') \
+                    AND older.kind IN ('create_snapshot', 'detach_volume'))) \
+            ORDER BY not_before LIMIT $3 FOR UPDATE SKIP LOCKED) \
+         RETURNING *",
+    )
+    .bind::<Text, _>(owner)
+    .bind::<diesel::sql_types::Double, _>(f64::from(i32::try_from(lease_s).unwrap_or(i32::MAX)))
+    .bind::<BigInt, _>(limit)
+    .load(conn)
+    .await?)
+}
+
+/// Milliseconds until the next workflow that nobody holds is due, if there is one.
+pub async fn next_due_ms(conn: &mut Conn) -> Result<Option<i64>> {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = diesel::sql_types::Nullable<BigInt>)]
+        ms: Option<i64>,
+    }
+    let row: Row = diesel::sql_query(
+        "SELECT greatest(0, ceil(1000 * extract(epoch FROM min(not_before) - now())))::bigint AS ms \
+         FROM workflows WHERE finished_at IS NULL AND lease_until IS NULL AND not_before > now()",
+    )
+    .get_result(conn)
+    .await?;
+    Ok(row.ms)
+}
+
+/// Lengthens a lease.
+pub async fn renew(conn: &mut Conn, id: i64, generation: i64, lease_s: i64) -> Result<bool> {
+    let rows = diesel::sql_query(
+        "UPDATE workflows SET lease_until = now() + make_interval(secs => $3) \
+         WHERE id = $1 AND lease_generation = $2 AND finished_at IS NULL",
+    )
+    .bind::<BigInt, _>(id)
+    .bind::<BigInt, _>(generation)
+    .bind::<diesel::sql_types::Double, _>(f64::from(i32::try_from(lease_s).unwrap_or(i32::MAX)))
+    .execute(conn)
+    .await?;
+    Ok(rows == 1)
+}
+
+/// Records, before it begins, which step is next.
+pub async fn begin_step(conn: &mut Conn, id: i64, generation: i64, step: i32) -> Result<bool> {
+    let rows = diesel::update(workflows::table.find(id))
+        .filter(workflows::lease_generation.eq(generation).and(workflows::finished_at.is_null()))
+        .set((workflows::step.eq(step), workflows::attempts.eq(0), workflows::failing_since.eq(None::<DateTime<Utc>>)))
+        .execute(conn)
+        .await?;
+    Ok(rows == 1)
+}
+
+/// Gives a workflow back, to be tried again after `delay_ms`. `counted` tells a failure from a wait, which does not bring the
+/// deadline nearer.
+pub async fn release(
+    conn: &mut Conn,
+    id: i64,
+    generation: i64,
+    delay_ms: i32,
+    counted: bool,
+    error: Option<&str>,
+) -> Result<bool> {
+    let rows = diesel::sql_query(
+        "UPDATE workflows SET lease_owner = NULL, lease_until = NULL, attempts = attempts + 1, \
+         failing_since = CASE WHEN $4 THEN coalesce(failing_since, now()) END, \
+         error = coalesce($5, error), not_before = now() + make_interval(secs => $3 / 1000.0) \
+         WHERE id = $1 AND lease_generation = $2 AND finished_at IS NULL",
+    )
+    .bind::<BigInt, _>(id)
+    .bind::<BigInt, _>(generation)
+    .bind::<Integer, _>(delay_ms)
+    .bind::<diesel::sql_types::Bool, _>(counted)
+    .bind::<diesel::sql_types::Nullable<Text>, _>(error)
+    .execute(conn)
+    .await?;
+    Ok(rows == 1)
+}
+
+/// Gives back, at a graceful stop, whatever this owner holds.
+pub async fn release_all(conn: &mut Conn, owner: &str) -> Result<usize> {
+    Ok(diesel::update(workflows::table.filter(workflows::lease_owner.eq(owner)))
+        .set((workflows::lease_owner.eq(None::<String>), workflows::lease_until.eq(None::<DateTime<Utc>>)))
+        .execute(conn)
+        .await?)
+}
+
+/// Turns a workflow back, for the reason given.
+pub async fn turn(conn: &mut Conn, id: i64, generation: i64, reason: &str) -> Result<bool> {
+    let rows = diesel::update(workflows::table.find(id))
+        .filter(workflows::lease_generation.eq(generation).and(workflows::finished_at.is_null()))
+        .set((
+            workflows::direction.eq("backward"),
+            workflows::error.eq(reason),
+            workflows::attempts.eq(0),
+            workflows::failing_since.eq(None::<DateTime<Utc>>),
+        ))
+        .execute(conn)
+        .await?;
+    Ok(rows == 1)
+}
+
+/// Turns back the live workflow of a lock key, if it is of this kind and still runs forward, because its caller has changed
+/// their mind. Whoever works on it becomes a ghost. Tells whether there was one.
+pub async fn cancel(conn: &mut Conn, lock_key: &str, kind: &str, reason: &str) -> Result<bool> {
+    let rows = diesel::sql_query(
+        "UPDATE workflows SET direction = 'backward', error = $3, attempts = 0, failing_since = NULL, \
+         not_before = now(), lease_owner = NULL, lease_until = NULL, lease_generation = nextval('lease_generations') \
+         WHERE lock_key = $1 AND kind = $2 AND finished_at IS NULL AND direction = 'forward'",
+    )
+    .bind::<Text, _>(lock_key)
+    .bind::<Text, _>(kind)
+    .bind::<Text, _>(reason)
+    .execute(conn)
+    .await?;
+    Ok(rows == 1)
+}
+
+/// Makes the live workflow of a lock key due now, if it waits.
+pub async fn poke(conn: &mut Conn, lock_key: &str) -> Result<()> {
+    diesel::update(workflows::table.filter(workflows::lock_key.eq(lock_key).and(workflows::finished_at.is_null())))
+        .set(workflows::not_before.eq(diesel::dsl::now))
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// Locks the row for the transaction that ends the workflow; `false` means that the lease has passed on.
+pub async fn lock(conn: &mut Conn, id: i64, generation: i64) -> Result<bool> {
+    let held: Option<i64> = workflows::table
+        .filter(workflows::id.eq(id).and(workflows::lease_generation.eq(generation)))
+        .filter(workflows::finished_at.is_null())
+        .select(workflows::id)
+        .for_no_key_update()
+        .first(conn)
+        .await
+        .optional()?;
+    Ok(held.is_some())
+}
+
+/// Ends a workflow that [`lock`] has locked in this transaction.
+pub async fn finish(conn: &mut Conn, id: i64, outcome: &str) -> Result<()> {
+    diesel::update(workflows::table.find(id))
+        .set((
+            workflows::outcome.eq(outcome),
+            workflows::finished_at.eq(diesel::dsl::now),
+            workflows::lease_owner.eq(None::<String>),
+            workflows::lease_until.eq(None::<DateTime<Utc>>),
+        ))
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// Adds to the history.
+pub async fn add_event(conn: &mut Conn, workflow: &Workflow, step: &str, event: &str, detail: &str) -> Result<()> {
+    diesel::insert_into(workflow_events::table)
+        .values((
+            workflow_events::workflow_id.eq(workflow.id),
+            workflow_events::generation.eq(workflow.lease_generation),
+            workflow_events::direction.eq(&workflow.direction),
+            workflow_events::step.eq(step),
+            workflow_events::event.eq(event),
+            workflow_events::detail.eq(detail),
+        ))
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// Workflows for the operator, newest first: the live ones, or with `all` the finished ones too.
+pub async fn list(conn: &mut Conn, all: bool, limit: i64) -> Result<Vec<Workflow>> {
+    let mut query =
+        workflows::table.select(Workflow::as_select()).order(workflows::id.desc()).limit(limit).into_boxed();
+    if !all {
+        query = query.filter(workflows::finished_at.is_null());
+    }
+    Ok(query.load(conn).await?)
+}
+
+/// One workflow with its history, oldest event first.
+pub async fn show(conn: &mut Conn, id: i64) -> Result<Option<(Workflow, Vec<Event>)>> {
+    let Some(workflow) = workflows::table.find(id).select(Workflow::as_select()).first(conn).await.optional()? else {
+        return Ok(None);
+    };
+    let events = workflow_events::table
+        .filter(workflow_events::workflow_id.eq(id))
+        .order(workflow_events::id)
+        .select(Event::as_select())
+        .load(conn)
+        .await?;
+    Ok(Some((workflow, events)))
+}
+
+/// Whether a workflow of this volume is live.
+pub async fn any_live_of_volume(conn: &mut Conn, volume: &VolumeId) -> Result<bool> {
+    Ok(diesel::select(diesel::dsl::exists(
+        workflows::table.filter(workflows::volume_id.eq(volume).and(workflows::finished_at.is_null())),
+    ))
+    .get_result(conn)
+    .await?)
+}
+
+/// How many workflows are live.
+pub async fn count_live(conn: &mut Conn) -> Result<i64> {
+    Ok(workflows::table.filter(workflows::finished_at.is_null()).count().get_result(conn).await?)
+}
+
+/// Forgets workflows that ended more than a week ago.
+pub async fn purge_finished(conn: &mut Conn) -> Result<usize> {
+    Ok(diesel::sql_query("DELETE FROM workflows WHERE finished_at < now() - interval '7 days'").execute(conn).await?)
+}
+
+/// Tells every gateway that there is work.
+pub async fn notify(conn: &mut Conn) -> Result<()> {
+    diesel::sql_query("NOTIFY vbs_workflows").execute(conn).await?;
+    Ok(())
+}
+
+/// Asks to be told of work, on a connection kept for that.
+pub async fn listen(conn: &mut Conn) -> Result<()> {
+    diesel::sql_query("LISTEN vbs_workflows").execute(conn).await?;
+    Ok(())
+}
