@@ -1,5 +1,7 @@
 //! Attachments.
 
+use std::collections::BTreeSet;
+
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
@@ -97,10 +99,30 @@ pub async fn all_attached(conn: &mut Conn) -> Result<Vec<Located>> {
         .await?)
 }
 
+/// The volumes that have a live attachment.
+pub async fn live_volumes(conn: &mut Conn) -> Result<BTreeSet<VolumeId>> {
+    let volumes: Vec<VolumeId> = attachments::table
+        .filter(attachments::state.ne(AttachmentState::Detached))
+        .select(attachments::volume_id)
+        .load(conn)
+        .await?;
+    Ok(volumes.into_iter().collect())
+}
+
 /// Moves an attachment from one of the states given; tells whether it was in one of them.
 pub async fn swap_state(conn: &mut Conn, id: Uuid, from: &[AttachmentState], to: AttachmentState) -> Result<bool> {
     let rows = diesel::update(attachments::table.find(id).filter(attachments::state.eq_any(from)))
         .set(attachments::state.eq(to))
+        .execute(conn)
+        .await?;
+    Ok(rows == 1)
+}
+
+/// Asks for force on a detach that is under way; tells whether it is.
+pub async fn set_force(conn: &mut Conn, id: Uuid) -> Result<bool> {
+    let under_way = [AttachmentState::Detaching, AttachmentState::Busy];
+    let rows = diesel::update(attachments::table.find(id).filter(attachments::state.eq_any(under_way)))
+        .set(attachments::force.eq(true))
         .execute(conn)
         .await?;
     Ok(rows == 1)

@@ -72,6 +72,15 @@ pub async fn set_error(conn: &mut Conn, id: &SnapshotId, reason: &str) -> Result
     Ok(())
 }
 
+/// Marks a snapshot as being deleted; tells whether it was not yet.
+pub async fn set_deleting(conn: &mut Conn, id: &SnapshotId) -> Result<bool> {
+    let rows = diesel::update(snapshots::table.find(id).filter(snapshots::state.ne(SnapshotState::Deleting)))
+        .set(snapshots::state.eq(SnapshotState::Deleting))
+        .execute(conn)
+        .await?;
+    Ok(rows == 1)
+}
+
 /// Forgets a snapshot that is gone from its node.
 pub async fn delete(conn: &mut Conn, id: &SnapshotId) -> Result<()> {
     diesel::delete(snapshots::table.find(id)).execute(conn).await?;

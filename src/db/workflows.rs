@@ -5,7 +5,7 @@
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Integer, Text};
+use diesel::sql_types::{BigInt, Double, Integer, Nullable, Text};
 use diesel_async::RunQueryDsl;
 use serde_json::Value;
 
@@ -125,7 +125,7 @@ pub async fn claim(conn: &mut Conn, owner: &str, lease_s: i64, limit: i64) -> Re
          RETURNING *",
     )
     .bind::<Text, _>(owner)
-    .bind::<diesel::sql_types::Double, _>(f64::from(i32::try_from(lease_s).unwrap_or(i32::MAX)))
+    .bind::<Double, _>(seconds(lease_s))
     .bind::<BigInt, _>(limit)
     .load(conn)
     .await?)
@@ -155,7 +155,7 @@ pub async fn renew(conn: &mut Conn, id: i64, generation: i64, lease_s: i64) -> R
     )
     .bind::<BigInt, _>(id)
     .bind::<BigInt, _>(generation)
-    .bind::<diesel::sql_types::Double, _>(f64::from(i32::try_from(lease_s).unwrap_or(i32::MAX)))
+    .bind::<Double, _>(seconds(lease_s))
     .execute(conn)
     .await?;
     Ok(rows == 1)
@@ -171,30 +171,43 @@ pub async fn begin_step(conn: &mut Conn, id: i64, generation: i64, step: i32) ->
     Ok(rows == 1)
 }
 
-/// Gives a workflow back, to be tried again after `delay_ms`. `counted` tells a failure from a wait, which does not bring the
-/// deadline nearer.
+/// Gives a workflow back, to be tried again after `delay_ms`. With a `deadline_s` above 0 this was a failure, and the answer
+/// tells whether the step has been failing for longer than that; with 0 it is a wait, which is never overdue. `None`: the
+/// lease has passed on.
 pub async fn release(
     conn: &mut Conn,
     id: i64,
     generation: i64,
     delay_ms: i32,
-    counted: bool,
+    deadline_s: i64,
     error: Option<&str>,
-) -> Result<bool> {
-    let rows = diesel::sql_query(
+) -> Result<Option<bool>> {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = diesel::sql_types::Bool)]
+        overdue: bool,
+    }
+    let row: Option<Row> = diesel::sql_query(
         "UPDATE workflows SET lease_owner = NULL, lease_until = NULL, attempts = attempts + 1, \
-         failing_since = CASE WHEN $4 THEN coalesce(failing_since, now()) END, \
+         failing_since = CASE WHEN $4 > 0 THEN coalesce(failing_since, now()) END, \
          error = coalesce($5, error), not_before = now() + make_interval(secs => $3 / 1000.0) \
-         WHERE id = $1 AND lease_generation = $2 AND finished_at IS NULL",
+         WHERE id = $1 AND lease_generation = $2 AND finished_at IS NULL \
+         RETURNING coalesce(failing_since < now() - make_interval(secs => $4), false) AS overdue",
     )
     .bind::<BigInt, _>(id)
     .bind::<BigInt, _>(generation)
     .bind::<Integer, _>(delay_ms)
-    .bind::<diesel::sql_types::Bool, _>(counted)
-    .bind::<diesel::sql_types::Nullable<Text>, _>(error)
-    .execute(conn)
-    .await?;
-    Ok(rows == 1)
+    .bind::<Double, _>(seconds(deadline_s))
+    .bind::<Nullable<Text>, _>(error)
+    .get_result(conn)
+    .await
+    .optional()?;
+    Ok(row.map(|row| row.overdue))
+}
+
+/// Seconds as `make_interval` takes them.
+fn seconds(s: i64) -> f64 {
+    f64::from(i32::try_from(s).unwrap_or(i32::MAX))
 }
 
 /// Gives back, at a graceful stop, whatever this owner holds.
@@ -316,6 +329,15 @@ pub async fn show(conn: &mut Conn, id: i64) -> Result<Option<(Workflow, Vec<Even
 pub async fn any_live_of_volume(conn: &mut Conn, volume: &VolumeId) -> Result<bool> {
     Ok(diesel::select(diesel::dsl::exists(
         workflows::table.filter(workflows::volume_id.eq(volume).and(workflows::finished_at.is_null())),
+    ))
+    .get_result(conn)
+    .await?)
+}
+
+/// Whether a workflow of this lock key is live.
+pub async fn any_live_of_key(conn: &mut Conn, lock_key: &str) -> Result<bool> {
+    Ok(diesel::select(diesel::dsl::exists(
+        workflows::table.filter(workflows::lock_key.eq(lock_key).and(workflows::finished_at.is_null())),
     ))
     .get_result(conn)
     .await?)

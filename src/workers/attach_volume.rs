@@ -1,0 +1,171 @@
+//! Attaches a volume: export it, connect the hypervisor to the export, give the disk to the machine.
+//!
+//! The way in; [`super::detach_volume`] is the way out, and the undo of the steps here. The order on the way out is never
+//! the other way round: device, connection, export.
+
+use std::sync::Mutex;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::engine::{OnFailure, Run, StepError, Workflow};
+use crate::db::attachments::{self, Attachment, Ends};
+use crate::db::{self, Conn, volumes, workflows};
+use crate::delegate::{ConnectSpec, Detach, DiskSpec, ExportSpec, Portal, Secret, VmmDelegate, VolumeDelegate};
+use crate::ids::VolumeId;
+use crate::state::{AttachmentState, VolumeState};
+
+pub(super) const KIND: &str = "attach_volume";
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct AttachVolume {
+    attachment: Uuid,
+    /// Where the export is served. Known once `Export` has run, which every run of the workflow begins with.
+    #[serde(skip)]
+    portal: Mutex<Option<Portal>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Step {
+    Export,
+    Connect,
+    Attach,
+}
+
+/// Enqueues the making of an attachment whose row is `attaching`.
+pub async fn enqueue(conn: &mut Conn, attachment: Uuid, volume: &VolumeId) -> db::Result<()> {
+    let params = serde_json::json!({ "attachment": attachment });
+    workflows::enqueue(conn, KIND, volume.as_str(), volume, &params).await
+}
+
+impl Workflow for AttachVolume {
+    type Step = Step;
+    const STEPS: &'static [Step] = &[Step::Export, Step::Connect, Step::Attach];
+    const ON_FAILURE: OnFailure = OnFailure::TurnBack;
+
+    async fn run(&self, run: &Run<'_>, step: Step) -> Result<(), StepError> {
+        let way = Way::find(run, self.attachment).await?;
+        match step {
+            Step::Export => {
+                let portal = way.export(run).await?;
+                *self.portal.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(portal);
+                Ok(())
+            }
+            Step::Connect => {
+                let portal = self.portal.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+                way.connect(run, portal.ok_or_else(|| StepError::Retry("not exported yet".into()))?).await
+            }
+            Step::Attach => way.attach(run).await,
+        }
+    }
+
+    async fn undo(&self, run: &Run<'_>, step: Step) -> Result<(), StepError> {
+        let way = Way::find(run, self.attachment).await?;
+        match step {
+            Step::Attach => way.detach(run).await,
+            Step::Connect => way.disconnect(run).await,
+            Step::Export => way.unexport(run).await,
+        }
+    }
+
+    async fn record(&self, conn: &mut Conn) -> db::Result<()> {
+        let from = [AttachmentState::Attaching];
+        attachments::swap_state(conn, self.attachment, &from, AttachmentState::Attached).await?;
+        Ok(())
+    }
+
+    async fn record_undone(&self, conn: &mut Conn, reason: &str) -> db::Result<()> {
+        record_detached(conn, self.attachment, Some(reason)).await
+    }
+}
+
+/// Records that an attachment is over, and gives the volume back.
+pub(super) async fn record_detached(conn: &mut Conn, attachment: Uuid, reason: Option<&str>) -> db::Result<()> {
+    let Some((row, _)) = attachments::find(conn, attachment).await? else { return Ok(()) };
+    attachments::set_detached(conn, attachment, reason).await?;
+    volumes::swap_state(conn, &row.volume_id, &[VolumeState::InUse], VolumeState::Available).await?;
+    Ok(())
+}
+
+/// An attachment's way through its two nodes, both directions of it.
+pub(super) struct Way {
+    row: Attachment,
+    ends: Ends,
+}
+
+impl Way {
+    pub(super) async fn find(run: &Run<'_>, attachment: Uuid) -> Result<Self, StepError> {
+        attachments::find(&mut *run.conn().await?, attachment)
+            .await?
+            .map(|(row, ends)| Self { row, ends })
+            .ok_or_else(|| StepError::Retry(format!("the row of attachment {attachment} is missing")))
+    }
+
+    fn storage<'a>(&self, run: &Run<'a>) -> Result<&'a dyn VolumeDelegate, StepError> {
+        Ok(run.context.nodes.storage(&self.ends.volume_node)?)
+    }
+
+    fn hypervisor<'a>(&self, run: &Run<'a>) -> Result<&'a dyn VmmDelegate, StepError> {
+        Ok(run.context.nodes.hypervisor(&self.ends.vmm_node)?)
+    }
+
+    fn disk(&self) -> DiskSpec {
+        DiskSpec {
+            volume: self.row.volume_id.clone(),
+            iqn: self.row.iqn.clone(),
+            machine: self.ends.machine.clone(),
+            device: self.row.device.clone(),
+        }
+    }
+
+    fn export_spec(&self, run: &Run<'_>) -> Result<ExportSpec, StepError> {
+        let secret = run
+            .context
+            .sealer
+            .open(&self.row.sealed_chap_secret, &self.row.id.to_string())
+            .map_err(|e| StepError::Fail(format!("the CHAP secret: {e}")))?;
+        Ok(ExportSpec {
+            volume: self.row.volume_id.clone(),
+            iqn: self.row.iqn.clone(),
+            lun: u32::try_from(self.row.lun).unwrap_or_default(),
+            chap_user: self.row.chap_user.clone(),
+            chap_secret: Secret(secret.to_string()),
+            initiator_iqn: self.row.initiator_iqn.clone(),
+        })
+    }
+
+    pub(super) async fn export(&self, run: &Run<'_>) -> Result<Portal, StepError> {
+        Ok(self.storage(run)?.ensure_exported(run.generation, &self.export_spec(run)?).await?)
+    }
+
+    pub(super) async fn connect(&self, run: &Run<'_>, portal: Portal) -> Result<(), StepError> {
+        let spec = ConnectSpec { export: self.export_spec(run)?, portal, machine: self.ends.machine.clone() };
+        Ok(self.hypervisor(run)?.ensure_connected(run.generation, &spec).await?)
+    }
+
+    pub(super) async fn attach(&self, run: &Run<'_>) -> Result<(), StepError> {
+        Ok(self.hypervisor(run)?.ensure_attached(run.generation, &self.disk()).await?)
+    }
+
+    /// Asks the guest to let go. While it does not, the attachment says `busy` if its owner asked for the detach.
+    pub(super) async fn detach(&self, run: &Run<'_>) -> Result<(), StepError> {
+        let answer = self.hypervisor(run)?.ensure_detached(run.generation, &self.disk(), self.row.force).await?;
+        match answer {
+            Detach::Gone => Ok(()),
+            Detach::Busy => {
+                let mut conn = run.conn().await?;
+                let from = [AttachmentState::Detaching];
+                attachments::swap_state(&mut conn, self.row.id, &from, AttachmentState::Busy).await?;
+                Err(StepError::Wait("the guest holds on to the disk".into()))
+            }
+        }
+    }
+
+    pub(super) async fn disconnect(&self, run: &Run<'_>) -> Result<(), StepError> {
+        Ok(self.hypervisor(run)?.ensure_disconnected(run.generation, &self.disk()).await?)
+    }
+
+    pub(super) async fn unexport(&self, run: &Run<'_>) -> Result<(), StepError> {
+        Ok(self.storage(run)?.ensure_not_exported(run.generation, &self.row.volume_id).await?)
+    }
+}

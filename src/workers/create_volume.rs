@@ -1,0 +1,76 @@
+//! Makes a volume on its storage node: of zeros, or of a snapshot's bytes.
+
+use serde::{Deserialize, Serialize};
+
+use super::engine::{OnFailure, Run, StepError, Workflow};
+use crate::db::{self, Conn, volumes, workflows};
+use crate::delegate::VolumeSpec;
+use crate::ids::VolumeId;
+use crate::state::VolumeState;
+
+pub(super) const KIND: &str = "create_volume";
+
+/// Bytes in a GiB.
+pub(super) const GIB: u64 = 1 << 30;
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct CreateVolume {
+    volume: VolumeId,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Step {
+    Make,
+}
+
+/// Enqueues the making of a volume whose row is `creating`.
+pub async fn enqueue(conn: &mut Conn, volume: &VolumeId) -> db::Result<()> {
+    let params = serde_json::json!({ "volume": volume });
+    workflows::enqueue(conn, KIND, volume.as_str(), volume, &params).await
+}
+
+impl Workflow for CreateVolume {
+    type Step = Step;
+    const STEPS: &'static [Step] = &[Step::Make];
+    const ON_FAILURE: OnFailure = OnFailure::TurnBack;
+
+    async fn run(&self, run: &Run<'_>, step: Step) -> Result<(), StepError> {
+        let row = row(run, &self.volume).await?;
+        let storage = run.context.nodes.storage(&row.node)?;
+        match step {
+            Step::Make => {
+                let size_bytes = u64::try_from(row.size_gib).unwrap_or(0) * GIB;
+                let spec = VolumeSpec { volume: row.id, size_bytes, snapshot: row.snapshot_id };
+                Ok(storage.ensure_volume(run.generation, &spec).await?)
+            }
+        }
+    }
+
+    async fn undo(&self, run: &Run<'_>, step: Step) -> Result<(), StepError> {
+        let row = row(run, &self.volume).await?;
+        let storage = run.context.nodes.storage(&row.node)?;
+        match step {
+            Step::Make => Ok(storage.ensure_no_volume(run.generation, &row.id).await?),
+        }
+    }
+
+    async fn record(&self, conn: &mut Conn) -> db::Result<()> {
+        volumes::swap_state(conn, &self.volume, &[VolumeState::Creating], VolumeState::Available).await?;
+        Ok(())
+    }
+
+    /// The volume could not be made, or its owner did not wait for it.
+    async fn record_undone(&self, conn: &mut Conn, reason: &str) -> db::Result<()> {
+        match volumes::find(conn, &self.volume).await? {
+            Some(row) if row.state == VolumeState::Deleting => volumes::set_deleted(conn, &self.volume).await,
+            _ => volumes::set_error(conn, &self.volume, reason).await,
+        }
+    }
+}
+
+/// The volume's row. It outlives every workflow of the volume, so its absence is a fault of ours.
+pub(super) async fn row(run: &Run<'_>, volume: &VolumeId) -> Result<volumes::Volume, StepError> {
+    volumes::find(&mut *run.conn().await?, volume)
+        .await?
+        .ok_or_else(|| StepError::Retry(format!("the row of {volume} is missing")))
+}

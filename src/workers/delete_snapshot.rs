@@ -1,0 +1,72 @@
+//! Removes a snapshot from its storage node, once no volume is being made from it any more.
+
+use serde::{Deserialize, Serialize};
+
+use super::create_snapshot;
+use super::engine::{OnFailure, Run, StepError, Workflow};
+use crate::db::{self, Conn, snapshots, volumes, workflows};
+use crate::delegate::SnapshotSpec;
+use crate::ids::{SnapshotId, VolumeId};
+
+const KIND: &str = "delete_snapshot";
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct DeleteSnapshot {
+    snapshot: SnapshotId,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Step {
+    Remove,
+}
+
+/// Marks a snapshot `deleting` and sees to its removal: by turning back the workflow that is taking it, if one is, else by
+/// one of its own. `false`, and nothing done, when it is being deleted already.
+///
+/// Locks the workflow's row before the snapshot's, as the engine does.
+pub async fn start(conn: &mut Conn, snapshot: &SnapshotId, volume: &VolumeId) -> db::Result<bool> {
+    let key = snapshot.as_str();
+    let unmaking = workflows::cancel(conn, key, create_snapshot::KIND, "deleted before it was taken").await?;
+    if !snapshots::set_deleting(conn, snapshot).await? {
+        return Ok(false);
+    }
+    if !unmaking && !workflows::any_live_of_key(conn, key).await? {
+        let params = serde_json::json!({ "snapshot": snapshot });
+        workflows::enqueue(conn, KIND, key, volume, &params).await?;
+    }
+    Ok(true)
+}
+
+impl Workflow for DeleteSnapshot {
+    type Step = Step;
+    const STEPS: &'static [Step] = &[Step::Remove];
+    const ON_FAILURE: OnFailure = OnFailure::KeepTrying;
+
+    async fn run(&self, run: &Run<'_>, step: Step) -> Result<(), StepError> {
+        let row = create_snapshot::row(run, &self.snapshot).await?;
+        let storage = run.context.nodes.storage(&row.node)?;
+        match step {
+            Step::Remove => {
+                if volumes::any_creating_from(&mut *run.conn().await?, &self.snapshot).await? {
+                    return Err(StepError::Wait("a volume is being made from it".into()));
+                }
+                let spec = SnapshotSpec { snapshot: row.id, volume: row.volume_id };
+                Ok(storage.ensure_no_snapshot(run.generation, &spec).await?)
+            }
+        }
+    }
+
+    /// Never called: a deletion does not turn back.
+    async fn undo(&self, _: &Run<'_>, _: Step) -> Result<(), StepError> {
+        Ok(())
+    }
+
+    async fn record(&self, conn: &mut Conn) -> db::Result<()> {
+        snapshots::delete(conn, &self.snapshot).await
+    }
+
+    /// Never called: a deletion does not turn back.
+    async fn record_undone(&self, _: &mut Conn, _: &str) -> db::Result<()> {
+        Ok(())
+    }
+}

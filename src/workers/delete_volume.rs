@@ -1,0 +1,69 @@
+//! Removes a volume from its storage node.
+
+use serde::{Deserialize, Serialize};
+
+use super::create_volume;
+use super::engine::{OnFailure, Run, StepError, Workflow};
+use crate::db::{self, Conn, volumes, workflows};
+use crate::ids::VolumeId;
+use crate::state::VolumeState;
+
+const KIND: &str = "delete_volume";
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct DeleteVolume {
+    volume: VolumeId,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Step {
+    Remove,
+}
+
+/// Marks a volume `deleting` and sees to its removal: by turning back the workflow that is making it, if one is, else by one
+/// of its own. `false`, and nothing done, when the volume is in no state to be deleted.
+///
+/// Locks the workflow's row before the volume's, as the engine does.
+pub async fn start(conn: &mut Conn, volume: &VolumeId) -> db::Result<bool> {
+    let unmaking = workflows::cancel(conn, volume.as_str(), create_volume::KIND, "deleted before it was made").await?;
+    let from = [VolumeState::Creating, VolumeState::Available, VolumeState::Error];
+    if !volumes::swap_state(conn, volume, &from, VolumeState::Deleting).await? {
+        return Ok(false);
+    }
+    if !unmaking && !workflows::any_live_of_key(conn, volume.as_str()).await? {
+        let params = serde_json::json!({ "volume": volume });
+        workflows::enqueue(conn, KIND, volume.as_str(), volume, &params).await?;
+    }
+    Ok(true)
+}
+
+impl Workflow for DeleteVolume {
+    type Step = Step;
+    const STEPS: &'static [Step] = &[Step::Remove];
+    const ON_FAILURE: OnFailure = OnFailure::KeepTrying;
+
+    async fn run(&self, run: &Run<'_>, step: Step) -> Result<(), StepError> {
+        let row = create_volume::row(run, &self.volume).await?;
+        let storage = run.context.nodes.storage(&row.node)?;
+        match step {
+            Step::Remove => {
+                storage.ensure_not_exported(run.generation, &self.volume).await?;
+                Ok(storage.ensure_no_volume(run.generation, &self.volume).await?)
+            }
+        }
+    }
+
+    /// Never called: a deletion does not turn back.
+    async fn undo(&self, _: &Run<'_>, _: Step) -> Result<(), StepError> {
+        Ok(())
+    }
+
+    async fn record(&self, conn: &mut Conn) -> db::Result<()> {
+        volumes::set_deleted(conn, &self.volume).await
+    }
+
+    /// Never called: a deletion does not turn back.
+    async fn record_undone(&self, _: &mut Conn, _: &str) -> db::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,301 @@
+//! The step loop: runs a claimed workflow forward or backward, as far as it goes.
+//!
+//! Rules that everything here follows:
+//! - Steps are level-triggered, so a takeover starts again at the first one; the stored step says how far undo must reach.
+//! - A step is recorded before it begins. The end of a workflow and its effect on the rows commit together.
+//! - Every write is fenced by the lease generation. A write that touches nothing means that another worker has taken over:
+//!   this one is a ghost, and stops at once.
+//! - No connection and no transaction is held while a step runs.
+//! - Undo never skips and never gives up: it is tried again for ever, with its reason on show.
+
+use std::future::Future;
+use std::time::Duration;
+
+use diesel_async::AsyncConnection;
+use tracing::{Instrument, info, info_span, warn};
+
+use super::{
+    Context, attach_volume, create_snapshot, create_volume, delete_snapshot, delete_volume, detach_volume,
+    repair_volume,
+};
+use crate::db::workflows::{self, Workflow as Row};
+use crate::db::{self, Conn};
+use crate::delegate::{DelegateError, ErrorKind, Generation};
+
+/// The last resort against a step that hangs: every command and network call in it has a shorter time-out of its own.
+const STEP_TIMEOUT: Duration = Duration::from_secs(900);
+
+/// The longest pause between two tries.
+const MAX_BACKOFF_MS: i32 = 15_000;
+/// The first pause between two tries; each further one is twice as long.
+const FIRST_BACKOFF_MS: i32 = 100;
+/// The longest pause between two looks at something that takes its time, such as a guest that holds on to a disk.
+const MAX_WAIT_MS: i32 = 2_000;
+
+/// What a workflow is: one file a kind implements it.
+pub(super) trait Workflow: Send + Sync {
+    /// The steps, in order.
+    type Step: Copy + std::fmt::Debug + Send + Sync + 'static;
+    /// See [`Self::Step`].
+    const STEPS: &'static [Self::Step];
+    /// What happens when a step fails for good, or for too long.
+    const ON_FAILURE: OnFailure;
+
+    /// Does a step, or finds it done.
+    fn run(&self, run: &Run<'_>, step: Self::Step) -> impl Future<Output = Result<(), StepError>> + Send;
+    /// Undoes a step, or finds it undone.
+    fn undo(&self, run: &Run<'_>, step: Self::Step) -> impl Future<Output = Result<(), StepError>> + Send;
+    /// Writes the rows after the last step. Commits together with the workflow's end.
+    fn record(&self, conn: &mut Conn) -> impl Future<Output = db::Result<()>> + Send;
+    /// Writes the rows after the last undo. Commits together with the workflow's end.
+    fn record_undone(&self, conn: &mut Conn, reason: &str) -> impl Future<Output = db::Result<()>> + Send;
+}
+
+/// What happens when a step fails for good, or for too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OnFailure {
+    /// The steps are undone, and the caller gets their resource back, or an error on it.
+    TurnBack,
+    /// It is tried again for ever: what a caller has deleted or detached cannot come back.
+    KeepTrying,
+}
+
+/// What a step sees.
+pub(super) struct Run<'a> {
+    pub(super) context: &'a Context,
+    pub(super) generation: Generation,
+}
+
+impl Run<'_> {
+    /// A connection, for a step's own look at the rows.
+    pub(super) async fn conn(&self) -> Result<impl std::ops::DerefMut<Target = Conn> + Send + use<'_>, StepError> {
+        Ok(self.context.pool.get().await?)
+    }
+}
+
+/// Why a step is not done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum StepError {
+    /// It may go better later; for how long it is tried is the engine's to say.
+    Retry(String),
+    /// Nothing is wrong, it just takes its time.
+    Wait(String),
+    /// It will not go better.
+    Fail(String),
+    /// Another worker has taken over.
+    Ghost,
+}
+
+impl From<DelegateError> for StepError {
+    fn from(error: DelegateError) -> Self {
+        match error.kind {
+            ErrorKind::Retry => Self::Retry(error.message),
+            ErrorKind::Fatal => Self::Fail(error.message),
+            ErrorKind::NoRoom => Self::Fail(format!("InsufficientVolumeCapacity: {}", error.message)),
+            ErrorKind::Stale => Self::Ghost,
+        }
+    }
+}
+
+impl From<db::Error> for StepError {
+    fn from(error: db::Error) -> Self {
+        Self::Retry(error.to_string())
+    }
+}
+
+/// Runs a claimed workflow as far as it goes. Never fails: what goes wrong is written to the workflow's row, and what cannot
+/// be written is left to the lease to run out.
+pub(super) async fn drive(context: &Context, row: Row) {
+    let span =
+        info_span!("workflow", id = row.id, kind = %row.kind, key = %row.lock_key, generation = row.lease_generation);
+    async {
+        let driven = match row.kind.as_str() {
+            "create_volume" => begin::<create_volume::CreateVolume>(context, &row).await,
+            "delete_volume" => begin::<delete_volume::DeleteVolume>(context, &row).await,
+            "attach_volume" => begin::<attach_volume::AttachVolume>(context, &row).await,
+            "detach_volume" => begin::<detach_volume::DetachVolume>(context, &row).await,
+            "create_snapshot" => begin::<create_snapshot::CreateSnapshot>(context, &row).await,
+            "delete_snapshot" => begin::<delete_snapshot::DeleteSnapshot>(context, &row).await,
+            "repair_volume" => begin::<repair_volume::RepairVolume>(context, &row).await,
+            kind => give_up_for_now(context, &row, &format!("this program knows no workflow {kind}")).await,
+        };
+        match driven {
+            Ok(Held::Mine) => {}
+            Ok(Held::Lost) => info!("another worker has taken over"),
+            Err(error) => warn!(%error, "left to the lease to run out"),
+        }
+    }
+    .instrument(span)
+    .await;
+}
+
+/// Whether the lease is still this worker's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Held {
+    Mine,
+    Lost,
+}
+
+/// How a workflow ended.
+#[derive(Debug, Clone, Copy)]
+enum Ended {
+    Succeeded,
+    Undone,
+}
+
+impl From<bool> for Held {
+    fn from(touched: bool) -> Self {
+        if touched { Self::Mine } else { Self::Lost }
+    }
+}
+
+async fn begin<W>(context: &Context, row: &Row) -> db::Result<Held>
+where
+    W: Workflow + serde::de::DeserializeOwned,
+{
+    match serde_json::from_value::<W>(row.params.clone()) {
+        Ok(job) if row.direction == "forward" => forward(context, row, &job).await,
+        Ok(job) => backward(context, row, &job).await,
+        Err(error) => give_up_for_now(context, row, &format!("its parameters cannot be read: {error}")).await,
+    }
+}
+
+/// A workflow that this program cannot even begin is left for one that can: a newer gateway may be beside this one.
+async fn give_up_for_now(context: &Context, row: &Row, reason: &str) -> db::Result<Held> {
+    warn!(reason, "cannot run");
+    let mut conn = context.pool.get().await?;
+    let released = workflows::release(&mut conn, row.id, row.lease_generation, MAX_BACKOFF_MS, 0, Some(reason)).await?;
+    Ok(released.is_some().into())
+}
+
+async fn forward<W: Workflow>(context: &Context, row: &Row, job: &W) -> db::Result<Held> {
+    let run = Run { context, generation: Generation(row.lease_generation) };
+    let mut furthest = usize::try_from(row.step).unwrap_or(0);
+    for (index, step) in W::STEPS.iter().enumerate() {
+        if index > furthest {
+            furthest = index;
+            if !begin_step(context, row, index).await? {
+                return Ok(Held::Lost);
+            }
+        }
+        if let Err(error) = with_lease(context, row, job.run(&run, *step)).await {
+            return failed(context, row, &format!("{step:?}"), error, W::ON_FAILURE).await;
+        }
+    }
+    finish(context, row, job, Ended::Succeeded).await
+}
+
+async fn backward<W: Workflow>(context: &Context, row: &Row, job: &W) -> db::Result<Held> {
+    let run = Run { context, generation: Generation(row.lease_generation) };
+    let reached = usize::try_from(row.step).map_or(0, |step| step + 1);
+    for (index, step) in W::STEPS.iter().enumerate().take(reached).rev() {
+        if let Err(error) = with_lease(context, row, job.undo(&run, *step)).await {
+            return failed(context, row, &format!("{step:?}"), error, OnFailure::KeepTrying).await;
+        }
+        if index > 0 && !begin_step(context, row, index - 1).await? {
+            return Ok(Held::Lost);
+        }
+    }
+    finish(context, row, job, Ended::Undone).await
+}
+
+async fn begin_step(context: &Context, row: &Row, index: usize) -> db::Result<bool> {
+    let mut conn = context.pool.get().await?;
+    let step = i32::try_from(index).unwrap_or(i32::MAX);
+    workflows::begin_step(&mut conn, row.id, row.lease_generation, step).await
+}
+
+/// Runs a step, lengthens the lease meanwhile, and drops the step when the lease is lost or the time is up.
+async fn with_lease<F>(context: &Context, row: &Row, step: F) -> Result<(), StepError>
+where
+    F: Future<Output = Result<(), StepError>> + Send,
+{
+    let lease_s = context.settings.lease_s.max(1);
+    let lost = async {
+        let mut beat = tokio::time::interval(Duration::from_millis(lease_s * 1000 / 3));
+        beat.tick().await;
+        loop {
+            beat.tick().await;
+            let renewed = async {
+                let mut conn = context.pool.get().await?;
+                let lease_s = i64::try_from(lease_s).unwrap_or(i64::MAX);
+                workflows::renew(&mut conn, row.id, row.lease_generation, lease_s).await
+            };
+            match renewed.await {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => warn!(%error, "the lease could not be lengthened"),
+            }
+        }
+    };
+    tokio::select! {
+        done = tokio::time::timeout(STEP_TIMEOUT, step) => {
+            done.unwrap_or_else(|_| Err(StepError::Retry(format!("no end after {} s", STEP_TIMEOUT.as_secs()))))
+        }
+        () = lost => Err(StepError::Ghost),
+    }
+}
+
+/// Writes down that a step is not done, and what follows from it.
+async fn failed(context: &Context, row: &Row, step: &str, error: StepError, on_failure: OnFailure) -> db::Result<Held> {
+    let deadline_s = i64::try_from(context.settings.step_deadline_s).unwrap_or(i64::MAX);
+    let mut conn = context.pool.get().await?;
+    let (reason, turn_now) = match error {
+        StepError::Ghost => return Ok(Held::Lost),
+        StepError::Wait(reason) => {
+            let delay = backoff_ms(row.attempts).min(MAX_WAIT_MS);
+            note(&mut conn, row, step, "waits", &reason).await?;
+            let released = workflows::release(&mut conn, row.id, row.lease_generation, delay, 0, Some(&reason)).await?;
+            return Ok(released.is_some().into());
+        }
+        StepError::Retry(reason) => (reason, false),
+        StepError::Fail(reason) => (reason, on_failure == OnFailure::TurnBack),
+    };
+    warn!(step, reason, "a step failed");
+    note(&mut conn, row, step, "failed", &reason).await?;
+    let delay = if turn_now { 0 } else { backoff_ms(row.attempts) };
+    let failing = workflows::release(&mut conn, row.id, row.lease_generation, delay, deadline_s, Some(&reason)).await?;
+    let Some(overdue) = failing else { return Ok(Held::Lost) };
+    if turn_now || (overdue && on_failure == OnFailure::TurnBack) {
+        let turned = workflows::turn(&mut conn, row.id, row.lease_generation, &reason).await?;
+        context.wake.here.notify_one();
+        return Ok(turned.into());
+    }
+    Ok(Held::Mine)
+}
+
+/// Adds to the history, unless it would say the same as the last hundred times.
+async fn note(conn: &mut Conn, row: &Row, step: &str, event: &str, reason: &str) -> db::Result<()> {
+    if row.attempts < 20 || row.attempts % 100 == 0 || row.error.as_deref() != Some(reason) {
+        workflows::add_event(conn, row, step, event, reason).await?;
+    }
+    Ok(())
+}
+
+/// Ends the workflow: the rows and the end commit together, or not at all.
+async fn finish<W: Workflow>(context: &Context, row: &Row, job: &W, ended: Ended) -> db::Result<Held> {
+    let reason = row.error.as_deref().unwrap_or_default();
+    let mut conn = context.pool.get().await?;
+    let held = conn
+        .transaction(async |conn| {
+            if !workflows::lock(conn, row.id, row.lease_generation).await? {
+                return Ok::<Held, db::Error>(Held::Lost);
+            }
+            let outcome = match ended {
+                Ended::Succeeded => job.record(conn).await.map(|()| "succeeded")?,
+                Ended::Undone => job.record_undone(conn, reason).await.map(|()| "undone")?,
+            };
+            workflows::add_event(conn, row, "", outcome, reason).await?;
+            workflows::finish(conn, row.id, outcome).await?;
+            Ok(Held::Mine)
+        })
+        .await?;
+    context.wake.here.notify_one();
+    Ok(held)
+}
+
+/// The pause before the next try, with a little chance in it so that what failed together does not come back together.
+fn backoff_ms(attempts: i32) -> i32 {
+    let doubled = FIRST_BACKOFF_MS.saturating_mul(1 << attempts.clamp(0, 8)).min(MAX_BACKOFF_MS);
+    rand::Rng::random_range(&mut rand::rng(), doubled / 2..=doubled)
+}
