@@ -105,7 +105,7 @@ fn the_signing_key_of_the_worked_example_is_derived() {
     );
 }
 
-/// "Signature Version 2 signing process": `DescribeJobFlows` of Elastic MapReduce.
+/// "Signature Version 2 signing process": `DescribeJobFlows` of EMR.
 #[test]
 fn the_worked_example_of_version_2_is_met() {
     let request = "GET /?Action=DescribeJobFlows&Version=2009-03-31&AWSAccessKeyId=AKIAIOSFODNN7EXAMPLE&SignatureVersion=2\
