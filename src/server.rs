@@ -1,1 +1,246 @@
-//! Placeholder.
+//! The HTTP server under every role: what the network may do to us is bounded here, once.
+//!
+//! Handlers get whole requests of at most [`MAX_BODY`] bytes and give whole answers; they never see a connection. Around
+//! them stand the limits: so many connections (more wait in the listen queue), so long for a request's headers, its body, for
+//! the client to take its answer, and for silence between requests. Each request has an id, which is in its answer, in its
+//! log line and in the span of everything its handler logs. Queries and bodies are never logged: they carry signatures.
+//!
+//! Every answer comes from the [`Handler`], also to a request that never reached it ([`Handler::refuse`]), because EC2's
+//! clients want their error XML for a body that is too large too. Only what is not HTTP at all gets hyper's bare 400.
+
+mod connection;
+mod exchange;
+#[cfg(test)]
+mod tests;
+mod tls;
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{HeaderMap, Method, StatusCode, Uri};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+
+use crate::config;
+
+/// The largest body that is read, in bytes.
+pub const MAX_BODY: usize = 1 << 20;
+
+/// Connections that the kernel keeps for us while all places are taken.
+const BACKLOG: u32 = 1024;
+
+/// How long to wait when a connection cannot be accepted, so that running out of file descriptors is no busy loop.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A request, whole.
+#[derive(Debug)]
+pub struct Request {
+    /// The method.
+    pub method: Method,
+    /// The target as it was sent: nothing decoded, nothing normalised.
+    pub uri: Uri,
+    /// The headers; names are lower-case.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Bytes,
+    /// Who sent it.
+    pub peer: SocketAddr,
+    /// The id of the request: a random UUID. The answer's header `X-Amzn-Requestid` has it too.
+    pub id: String,
+}
+
+impl Request {
+    /// The path, still percent-encoded.
+    pub fn path(&self) -> &str {
+        self.uri.path()
+    }
+
+    /// The query without its question mark, still percent-encoded; empty when there is none.
+    pub fn query(&self) -> &str {
+        self.uri.query().unwrap_or_default()
+    }
+}
+
+/// An answer, whole.
+#[derive(Debug)]
+pub struct Response {
+    /// The status.
+    pub status: StatusCode,
+    /// The headers; the server adds the request id, the date and the length.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Bytes,
+}
+
+impl Response {
+    /// An answer of one content type.
+    pub fn new(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Self {
+        let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(content_type))]);
+        Self { status, headers, body: body.into() }
+    }
+}
+
+/// Why a request did not reach its handler, or was not answered by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The body is larger than [`MAX_BODY`].
+    #[error("the request's body is larger than {MAX_BODY} bytes")]
+    TooLarge,
+    /// The body did not come in time.
+    #[error("the request's body did not come in time")]
+    Timeout,
+    /// The body broke off, or its framing is wrong.
+    #[error("the request's body is not complete")]
+    BadRequest,
+    /// The handler panicked.
+    #[error("an internal error has occurred")]
+    Internal,
+}
+
+impl Refusal {
+    /// The status to answer with.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Timeout => StatusCode::REQUEST_TIMEOUT,
+            Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+}
+
+/// What a role does with requests.
+pub trait Handler: Send + Sync + 'static {
+    /// Answers a request. When the client hangs up, or the time to finish at the end is over, the future is dropped where it
+    /// stands: what must run to its end belongs into a task of its own.
+    fn handle(&self, request: Request) -> impl Future<Output = Response> + Send;
+
+    /// Says in the role's own format why the request with this id is not served.
+    fn refuse(&self, id: &str, refusal: Refusal) -> Response;
+}
+
+/// Why a server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The certificate or the key cannot be used.
+    #[error("TLS: {0}")]
+    Tls(String),
+}
+
+/// The times a connection is held to.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// For a request's headers, for its body, for the answer to be taken, for the TLS handshake.
+    read: Duration,
+    /// Between an answer and the next request.
+    idle: Duration,
+}
+
+/// Listens on an address, also when connections of a predecessor linger there. Needs a tokio runtime.
+///
+/// # Errors
+/// Those of bind(2) and listen(2).
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Serves connections until `shutdown` is ready; then accepts no more, lets the requests in flight finish for at most
+/// `grace_s` seconds, and returns. Dropped, it ends all its connections at once.
+///
+/// # Errors
+/// When the certificate or key cannot be used; nothing that happens later ends the server.
+pub async fn serve<H: Handler>(
+    config: &config::Server,
+    listener: TcpListener,
+    handler: Arc<H>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServerError> {
+    let tls = tls::acceptor(config).await?;
+    let limits =
+        Limits { read: Duration::from_secs(config.read_timeout_s), idle: Duration::from_secs(config.idle_timeout_s) };
+    let places = Arc::new(Semaphore::new(config.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
+    let (stop, stopped) = watch::channel(false);
+    let mut connections = JoinSet::new();
+    let mut shutdown = pin!(shutdown);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut shutdown => break,
+            Some(ended) = connections.join_next() => note_panic(ended),
+            (stream, peer, place) = next(&listener, &places) => {
+                let (handler, stopped, tls) = (handler.clone(), stopped.clone(), tls.clone());
+                connections.spawn(async move {
+                    start(stream, peer, tls, &*handler, limits, stopped).await;
+                    drop(place);
+                });
+            }
+        }
+    }
+    drop(listener);
+    let _ = stop.send(true);
+    let finish = async {
+        while let Some(ended) = connections.join_next().await {
+            note_panic(ended);
+        }
+    };
+    if tokio::time::timeout(Duration::from_secs(config.grace_s), finish).await.is_err() {
+        tracing::warn!(connections = connections.len(), "requests did not finish in time and are broken off");
+        connections.shutdown().await;
+    }
+    Ok(())
+}
+
+/// Waits for a free place, then for a connection to take it.
+async fn next(listener: &TcpListener, places: &Arc<Semaphore>) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
+    let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => return (stream, peer, place),
+            // The peer gave up while it waited in the queue.
+            Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {}
+            Err(error) => {
+                tracing::error!(%error, "cannot accept connections");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn start<H: Handler>(
+    stream: TcpStream,
+    peer: SocketAddr,
+    tls: Option<TlsAcceptor>,
+    handler: &H,
+    limits: Limits,
+    stopped: watch::Receiver<bool>,
+) {
+    // Answers are written whole: waiting for more to send along would only delay them.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%peer, %error, "cannot set TCP_NODELAY");
+    }
+    let Some(tls) = tls else {
+        return connection::run(stream, peer, handler, limits, stopped).await;
+    };
+    match tokio::time::timeout(limits.read, tls.accept(stream)).await {
+        Ok(Ok(stream)) => connection::run(stream, peer, handler, limits, stopped).await,
+        Ok(Err(error)) => tracing::debug!(%peer, %error, "the TLS handshake failed"),
+        Err(_) => tracing::debug!(%peer, "the TLS handshake took too long"),
+    }
+}
+
+fn note_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "a connection ended in a panic");
+    }
+}

@@ -1,0 +1,174 @@
+//! One connection: hyper drives the protocol, and this file holds the client to its times.
+//!
+//! hyper's own header time-out cannot tell a client that is silent between requests from one that sends its headers a byte
+//! a minute, and arms a timer for every request. Here the stream is watched instead: each event notes what is waited for now
+//! and since when, and one timer a connection looks at the note. In the normal course of a request no timer is touched.
+
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::{Handler, Limits, exchange};
+
+/// The most bytes a connection buffers, in each direction; headers must fit, and a target alone may have 64 KiB.
+const MAX_BUFFER: usize = 128 << 10;
+
+/// What a connection waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Phase {
+    /// For the rest of a request's headers.
+    Head,
+    /// For us.
+    Serving,
+    /// For the client to take the answer.
+    Answering,
+    /// For the client to send another request.
+    Idle,
+}
+
+/// The note of what is waited for, and since when. Written and read by one task alone; atomics only make it `Sync`.
+pub(super) struct Clock {
+    start: Instant,
+    limits: Limits,
+    phase: AtomicU8,
+    since_us: AtomicU64,
+}
+
+impl Clock {
+    fn new(limits: Limits) -> Self {
+        let phase = AtomicU8::new(Phase::Head as u8);
+        Self { start: Instant::now(), limits, phase, since_us: AtomicU64::new(0) }
+    }
+
+    fn is(&self, phase: Phase) -> bool {
+        self.phase.load(Relaxed) == phase as u8
+    }
+
+    pub(super) fn enter(&self, phase: Phase) {
+        self.phase.store(phase as u8, Relaxed);
+        self.since_us.store(u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// When the client's time is over; never while it is our turn.
+    fn due(&self) -> Option<Instant> {
+        let limit = match self.phase.load(Relaxed) {
+            p if p == Phase::Serving as u8 => return None,
+            p if p == Phase::Idle as u8 => self.limits.idle,
+            _ => self.limits.read,
+        };
+        Some(self.start + Duration::from_micros(self.since_us.load(Relaxed)) + limit)
+    }
+}
+
+/// A stream that notes when a request begins to come and when an answer is gone.
+struct Watched<'a, S> {
+    stream: S,
+    clock: &'a Clock,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<'_, S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if buf.filled().len() > before && self.clock.is(Phase::Idle) {
+            self.clock.enter(Phase::Head);
+        }
+        result
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<'_, S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // hyper flushes the stream only once all it had to write is written.
+        let result = Pin::new(&mut self.stream).poll_flush(cx);
+        if result.is_ready() && self.clock.is(Phase::Answering) {
+            self.clock.enter(Phase::Idle);
+        }
+        result
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+/// Serves a connection until either side ends it, a time is over, or the server stops and the request in flight is answered.
+pub(super) async fn run<S, H>(
+    stream: S,
+    peer: SocketAddr,
+    handler: &H,
+    limits: Limits,
+    mut stopped: watch::Receiver<bool>,
+) where
+    S: AsyncRead + AsyncWrite + Unpin,
+    H: Handler,
+{
+    let clock = &Clock::new(limits);
+    let service = service_fn(move |request| async move {
+        Ok::<_, Infallible>(exchange::run(handler, clock, limits.read, peer, request).await)
+    });
+    let io = TokioIo::new(Watched { stream, clock });
+    // The clock above replaces the header time-out.
+    let mut http = http1::Builder::new();
+    http.header_read_timeout(None).max_buf_size(MAX_BUFFER);
+    let mut connection = pin!(http.serve_connection(io, service));
+    let mut timer = pin!(tokio::time::sleep(limits.read.min(limits.idle)));
+    let mut stop = pin!(async move { stopped.wait_for(|stopped| *stopped).await.is_ok() });
+    let mut stopping = false;
+    let ended = poll_fn(|cx| {
+        if !stopping && stop.as_mut().poll(cx).is_ready() {
+            stopping = true;
+            connection.as_mut().graceful_shutdown();
+        }
+        if let Poll::Ready(result) = connection.as_mut().poll(cx) {
+            return Poll::Ready(Some(result));
+        }
+        if clock.due().is_some_and(|due| due < timer.deadline()) {
+            timer.as_mut().reset(clock.due().unwrap_or_else(Instant::now));
+        }
+        while timer.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            match clock.due() {
+                Some(due) if due <= now => return Poll::Ready(None),
+                Some(due) => timer.as_mut().reset(due),
+                None => timer.as_mut().reset(now + limits.read.max(Duration::from_secs(1))),
+            }
+        }
+        Poll::Pending
+    })
+    .await;
+    match ended {
+        Some(Ok(())) => {}
+        Some(Err(error)) => tracing::debug!(%peer, %error, "a connection broke"),
+        None => tracing::debug!(%peer, "a connection is closed, its client took too long"),
+    }
+}

@@ -1,0 +1,116 @@
+//! One request and its answer.
+
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Incoming};
+use hyper::header::{CONNECTION, EXPECT, HeaderName, HeaderValue};
+use tracing::Instrument;
+
+use super::connection::{Clock, Phase};
+use super::{Handler, MAX_BODY, Refusal, Request, Response};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
+
+/// How much of a body that is too large is read and thrown away. Most clients look for an answer only when they have sent all,
+/// and lose it when the connection is closed under them before.
+const MAX_DISCARDED: usize = 16 * MAX_BODY;
+
+/// Reads the request, has it answered, and logs one line.
+pub(super) async fn run<H: Handler>(
+    handler: &H,
+    clock: &Clock,
+    body_time: Duration,
+    peer: SocketAddr,
+    request: hyper::Request<Incoming>,
+) -> hyper::Response<Full<Bytes>> {
+    clock.enter(Phase::Serving);
+    let start = Instant::now();
+    let id = uuid::Builder::from_random_bytes(rand::random()).into_uuid().to_string();
+    let span = tracing::info_span!("request", id);
+    let answer = async {
+        let (head, body) = request.into_parts();
+        let (method, uri) = (head.method.clone(), head.uri.clone());
+        let waits = head.headers.contains_key(EXPECT);
+        let body = tokio::time::timeout(body_time, read(body, waits)).await.unwrap_or(Err(Refusal::Timeout));
+        let (answer, whole) = match body {
+            Ok(body) => {
+                let hyper::http::request::Parts { method, uri, headers, .. } = head;
+                let request = Request { method, uri, headers, body, peer, id: id.clone() };
+                // The future is not looked at again after a panic, and handlers share nothing that one could leave half changed
+                // but behind locks and transactions of their own.
+                let answer = AssertUnwindSafe(async { handler.handle(request).await }).catch_unwind().await;
+                (answer.unwrap_or_else(|_| handler.refuse(&id, Refusal::Internal)), true)
+            }
+            Err(refusal) => (handler.refuse(&id, refusal), false),
+        };
+        tracing::info!(
+            %method,
+            path = uri.path(),
+            status = answer.status.as_u16(),
+            ms = start.elapsed().as_secs_f64() * 1e3,
+            "answered"
+        );
+        finish(answer, &id, whole)
+    }
+    .instrument(span.clone())
+    .await;
+    clock.enter(Phase::Answering);
+    answer
+}
+
+/// Reads a body to its end. One that came in one piece is not copied.
+async fn read(mut body: Incoming, client_waits: bool) -> Result<Bytes, Refusal> {
+    if body.is_end_stream() {
+        return Ok(Bytes::new());
+    }
+    let announced = body.size_hint().lower();
+    if announced > if client_waits { MAX_BODY } else { MAX_DISCARDED } as u64 {
+        return Err(Refusal::TooLarge);
+    }
+    let mut first = Bytes::new();
+    let mut whole = BytesMut::new();
+    let mut seen = 0usize;
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|_| Refusal::BadRequest)?.into_data() else { continue };
+        seen = seen.saturating_add(data.len());
+        if announced > MAX_BODY as u64 || seen > MAX_BODY {
+            whole = BytesMut::new();
+            if seen > MAX_DISCARDED {
+                break;
+            }
+        } else if first.is_empty() {
+            first = data;
+        } else {
+            if whole.is_empty() {
+                whole.reserve(usize::try_from(announced).unwrap_or(0).max(first.len() + data.len()));
+                whole.extend_from_slice(&first);
+            }
+            whole.extend_from_slice(&data);
+        }
+    }
+    match seen {
+        _ if seen > MAX_BODY => Err(Refusal::TooLarge),
+        _ if whole.is_empty() => Ok(first),
+        _ => Ok(whole.freeze()),
+    }
+}
+
+fn finish(answer: Response, id: &str, whole: bool) -> hyper::Response<Full<Bytes>> {
+    let Response { status, mut headers, body } = answer;
+    if let Ok(id) = HeaderValue::from_str(id) {
+        headers.insert(REQUEST_ID, id);
+    }
+    if !whole {
+        // What is left of the request cannot be told from a next one.
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    let mut response = hyper::Response::new(Full::new(body));
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}

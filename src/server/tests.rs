@@ -1,0 +1,294 @@
+//! The server over real sockets.
+
+use std::time::Instant;
+
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinHandle;
+
+use super::*;
+
+/// Answers with the length of the body; `/wait` only when it is let go, `/panic` never.
+#[derive(Default)]
+struct Echo {
+    arrived: Notify,
+    go: Notify,
+}
+
+impl Handler for Echo {
+    async fn handle(&self, request: Request) -> Response {
+        match request.path() {
+            "/panic" => panic!("as asked"),
+            "/wait" => {
+                self.arrived.notify_one();
+                self.go.notified().await;
+            }
+            "/large" => return Response::new(StatusCode::OK, "text/plain", vec![b'x'; 32 << 20]),
+            _ => {}
+        }
+        let body = format!("{} {} {} {}", request.method, request.uri, request.body.len(), request.id);
+        Response::new(StatusCode::OK, "text/plain", body)
+    }
+
+    fn refuse(&self, id: &str, refusal: Refusal) -> Response {
+        Response::new(refusal.status(), "text/xml", format!("<refused>{refusal} {id}</refused>"))
+    }
+}
+
+struct Running {
+    address: SocketAddr,
+    handler: Arc<Echo>,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<Result<(), ServerError>>,
+}
+
+fn run(config: config::Server) -> Running {
+    let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let address = listener.local_addr().unwrap();
+    let handler = Arc::new(Echo::default());
+    let (stop, stopped) = oneshot::channel::<()>();
+    let echo = handler.clone();
+    let task = tokio::spawn(async move {
+        serve(&config, listener, echo, async {
+            let _ = stopped.await;
+        })
+        .await
+    });
+    Running { address, handler, stop, task }
+}
+
+fn quick() -> config::Server {
+    config::Server { read_timeout_s: 1, idle_timeout_s: 3, grace_s: 5, ..config::Server::default() }
+}
+
+type Client = BufReader<TcpStream>;
+
+async fn connect(running: &Running) -> Client {
+    BufReader::new(TcpStream::connect(running.address).await.unwrap())
+}
+
+async fn head(client: &mut BufReader<impl AsyncRead + Unpin>) -> String {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        assert_ne!(client.read_line(&mut head).await.unwrap(), 0, "closed after {head:?}");
+    }
+    head
+}
+
+/// Reads an answer: its head in lower case, and its body.
+async fn answer(client: &mut BufReader<impl AsyncRead + Unpin>) -> (String, String) {
+    let head = head(client).await.to_lowercase();
+    let length = head.split("content-length: ").nth(1).unwrap().lines().next().unwrap().parse().unwrap();
+    let mut body = vec![0; length];
+    client.read_exact(&mut body).await.unwrap();
+    (head, String::from_utf8(body).unwrap())
+}
+
+async fn ask(client: &mut BufReader<impl AsyncRead + AsyncWrite + Unpin>, request: &str) -> (String, String) {
+    client.write_all(request.as_bytes()).await.unwrap();
+    client.flush().await.unwrap();
+    answer(client).await
+}
+
+async fn is_closed(client: &mut Client) -> bool {
+    matches!(client.read(&mut [0; 1]).await, Ok(0) | Err(_))
+}
+
+#[tokio::test]
+async fn requests_of_one_connection_are_answered_each_with_an_id_of_its_own() {
+    let running = run(quick());
+    let mut client = connect(&running).await;
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let (head, body) =
+            ask(&mut client, "POST /a%20/../b?c=%2A HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc").await;
+        assert!(head.starts_with("http/1.1 200") && head.contains("\r\ndate: "), "{head}");
+        let (echo, id) = body.rsplit_once(' ').unwrap();
+        assert_eq!(echo, "POST /a%20/../b?c=%2A 3");
+        assert!(head.contains(&format!("x-amzn-requestid: {id}\r\n")), "{head}");
+        ids.push(id.to_owned());
+    }
+    assert_ne!(ids[0], ids[1]);
+}
+
+#[tokio::test]
+async fn a_body_of_the_limit_is_read_and_one_byte_more_is_refused_in_the_handlers_words() {
+    let running = run(quick());
+    for chunked in [false, true] {
+        for (size, status) in [(MAX_BODY, "200"), (MAX_BODY + 1, "413"), (3 * MAX_BODY, "413")] {
+            let mut client = connect(&running).await;
+            let framing = if chunked { "Transfer-Encoding: chunked".into() } else { format!("Content-Length: {size}") };
+            let mut request = format!("POST / HTTP/1.1\r\nHost: h\r\n{framing}\r\n\r\n").into_bytes();
+            if chunked {
+                request.extend_from_slice(format!("{size:x}\r\n").as_bytes());
+            }
+            request.resize(request.len() + size, b'x');
+            request.extend_from_slice(if chunked { b"\r\n0\r\n\r\n" } else { b"" });
+            client.write_all(&request).await.unwrap();
+            let (head, body) = answer(&mut client).await;
+            assert!(head.starts_with(&format!("http/1.1 {status}")), "{chunked} {size}: {head}");
+            if status == "200" {
+                assert!(body.starts_with(&format!("POST / {size} ")), "{body}");
+            } else {
+                assert!(body.starts_with("<refused>") && head.contains("x-amzn-requestid: "), "{head}{body}");
+                assert!(is_closed(&mut client).await);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_expects_100_continue_is_told_to_go_on_unless_its_body_is_too_large() {
+    let running = run(quick());
+    let request = |length: usize| {
+        format!("POST / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n")
+    };
+    let mut client = connect(&running).await;
+    client.write_all(request(3).as_bytes()).await.unwrap();
+    assert!(head(&mut client).await.starts_with("HTTP/1.1 100"));
+    assert!(ask(&mut client, "abc").await.1.starts_with("POST / 3 "));
+
+    let mut client = connect(&running).await;
+    assert!(ask(&mut client, &request(MAX_BODY + 1)).await.0.starts_with("http/1.1 413"));
+}
+
+#[tokio::test]
+async fn headers_that_trickle_in_end_the_connection_however_long_it_may_be_idle() {
+    let running = run(config::Server { idle_timeout_s: 600, ..quick() });
+    let mut client = connect(&running).await;
+    ask(&mut client, "GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    client.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+    let (mut read, mut write) = client.into_inner().into_split();
+    let start = Instant::now();
+    let trickle = tokio::spawn(async move {
+        while write.write_all(b"a: b\r\n").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    assert!(matches!(read.read(&mut [0; 1]).await, Ok(0) | Err(_)));
+    assert!(start.elapsed() >= Duration::from_millis(900) && start.elapsed() < Duration::from_secs(10));
+    trickle.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_may_be_silent_between_requests_for_the_idle_time_and_no_longer() {
+    let running = run(config::Server { idle_timeout_s: 2, ..quick() });
+    let mut client = connect(&running).await;
+    ask(&mut client, "GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    let start = Instant::now();
+    assert!(is_closed(&mut client).await);
+    assert!(start.elapsed() >= Duration::from_millis(1900) && start.elapsed() < Duration::from_secs(10));
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_or_is_broken_is_refused() {
+    let running = run(quick());
+    let mut client = connect(&running).await;
+    let (head, body) = ask(&mut client, "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nabc").await;
+    assert!(head.starts_with("http/1.1 408") && body.starts_with("<refused>"), "{head}{body}");
+    let mut client = connect(&running).await;
+    let (head, _) = ask(&mut client, "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n").await;
+    assert!(head.starts_with("http/1.1 400"), "{head}");
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_take_its_answer_loses_its_connection() {
+    let running = run(config::Server { max_connections: 1, ..quick() });
+    let mut deaf = connect(&running).await;
+    deaf.write_all(b"GET /large HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+    head(&mut deaf).await;
+    // The one place is free again when the first connection has been given up.
+    let mut client = connect(&running).await;
+    ask(&mut client, "GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
+}
+
+#[tokio::test]
+async fn a_panic_is_answered_as_an_internal_error_and_the_connection_goes_on() {
+    let running = run(quick());
+    let mut client = connect(&running).await;
+    let (head, body) = ask(&mut client, "GET /panic HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    assert!(head.starts_with("http/1.1 500") && body.starts_with("<refused>"), "{head}{body}");
+    assert!(ask(&mut client, "GET / HTTP/1.1\r\nHost: h\r\n\r\n").await.0.starts_with("http/1.1 200"));
+}
+
+#[tokio::test]
+async fn what_is_not_http_is_answered_with_400() {
+    let running = run(quick());
+    for garbage in ["\u{16}\u{3}\u{1} hello\r\n\r\n", "GET / HTTP/1.1\r\nno colon\r\n\r\n", "GET /\0 HTTP/1.1\r\n\r\n"]
+    {
+        let mut client = connect(&running).await;
+        client.write_all(garbage.as_bytes()).await.unwrap();
+        assert!(head(&mut client).await.starts_with("HTTP/1.1 400"), "{garbage:?}");
+    }
+}
+
+#[tokio::test]
+async fn connections_over_the_limit_wait_for_a_place() {
+    let running = run(config::Server { max_connections: 1, idle_timeout_s: 600, ..quick() });
+    let mut first = connect(&running).await;
+    ask(&mut first, "GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    let mut second = connect(&running).await;
+    second.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+    assert!(tokio::time::timeout(Duration::from_millis(200), second.fill_buf()).await.is_err());
+    drop(first);
+    assert!(answer(&mut second).await.0.starts_with("http/1.1 200"));
+}
+
+#[tokio::test]
+async fn a_stop_finishes_the_request_in_flight_closes_idle_connections_and_refuses_new_ones() {
+    let running = run(config::Server { idle_timeout_s: 600, ..quick() });
+    let (mut idle, mut busy) = (connect(&running).await, connect(&running).await);
+    ask(&mut idle, "GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    busy.write_all(b"GET /wait HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+    running.handler.arrived.notified().await;
+    running.stop.send(()).unwrap();
+    assert!(is_closed(&mut idle).await);
+    assert!(TcpStream::connect(running.address).await.is_err());
+    assert!(!running.task.is_finished());
+    running.handler.go.notify_one();
+    let (head, _) = answer(&mut busy).await;
+    assert!(head.starts_with("http/1.1 200") && head.contains("connection: close"), "{head}");
+    running.task.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_request_that_outlasts_the_grace_is_broken_off() {
+    let running = run(config::Server { grace_s: 1, ..quick() });
+    let mut client = connect(&running).await;
+    client.write_all(b"GET /wait HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+    running.handler.arrived.notified().await;
+    running.stop.send(()).unwrap();
+    running.task.await.unwrap().unwrap();
+    assert!(is_closed(&mut client).await);
+}
+
+#[tokio::test]
+async fn with_a_certificate_and_a_key_it_speaks_tls_and_with_one_of_them_it_does_not_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let (cert, key) = (directory.path().join("cert.pem"), directory.path().join("key.pem"));
+    std::fs::write(&cert, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let config = config::Server { tls_cert: Some(cert.clone()), tls_key: Some(key), ..quick() };
+    let running = run(config.clone());
+
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let connector =
+        tokio_rustls::TlsConnector::from(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()));
+    // Someone who never shakes hands holds up no one else, and is put out.
+    let mut silent = connect(&running).await;
+    let stream = TcpStream::connect(running.address).await.unwrap();
+    let stream = connector.connect(ServerName::try_from("localhost").unwrap(), stream).await.unwrap();
+    let mut client = BufReader::new(stream);
+    assert!(ask(&mut client, "GET / HTTP/1.1\r\nHost: h\r\n\r\n").await.0.starts_with("http/1.1 200"));
+    assert!(is_closed(&mut silent).await);
+
+    for config in [config::Server { tls_key: None, ..config.clone() }, config::Server { tls_key: Some(cert), ..config }]
+    {
+        assert!(matches!(run(config).task.await.unwrap(), Err(ServerError::Tls(_))));
+    }
+}
