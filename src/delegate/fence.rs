@@ -63,7 +63,7 @@ impl Fence {
                 Some(highest) if *highest == generation => {}
                 _ => {
                     seen.highest.insert(name.to_owned(), generation);
-                    seen.pending += &format!("{name} {}\n", generation.0);
+                    seen.pending.push_str(&line(name, generation));
                     seen.given += 1;
                 }
             }
@@ -121,12 +121,16 @@ fn load(path: &Path) -> io::Result<HashMap<String, Generation>> {
     Ok(highest)
 }
 
+fn line(name: &str, generation: Generation) -> String {
+    format!("{name} {}\n", generation.0)
+}
+
 /// Writes the log anew and leaves it open for more.
 fn rewrite(path: &Path, highest: &HashMap<String, Generation>) -> io::Result<File> {
     let temporary: PathBuf = path.with_extension("new");
     let mut file = File::create(&temporary)?;
-    let lines: String = highest.iter().map(|(name, generation)| format!("{name} {}\n", generation.0)).collect();
-    file.write_all(lines.as_bytes())?;
+    let lines: Vec<String> = highest.iter().map(|(name, generation)| line(name, *generation)).collect();
+    file.write_all(lines.concat().as_bytes())?;
     file.sync_all()?;
     std::fs::rename(&temporary, path)?;
     if let Some(dir) = path.parent() {

@@ -3,8 +3,8 @@
 //! - tgtd keeps nothing on disk and forgets everything when it dies, and every error of its has exit status 22. So each call
 //!   reads back what there is and makes up the difference, and does not trust a status of 0 either.
 //! - Who may log in: nobody, until an access rule is there. It is bound last, after the CHAP account, and taken away first
-//!   when an account must change, so that at no moment a target is open without CHAP. Rules by address are ORed with those
-//!   by name and would open the target to all initiators of a host, so there are none.
+//!   when an account must change, so that at no moment a target is open without CHAP. A rule by address counts beside
+//!   one by name and would open the target to all initiators of a host, so there are none.
 //! - Taking the rule away does not end a session, and `logicalunit --op delete` and `--force` do not mind one. A target is
 //!   therefore deleted whole and without force, which tgtd refuses while somebody is logged in.
 //! - `tgtadm` takes the CHAP secret on its command line and nowhere else; for the few milliseconds it runs, every user of the

@@ -13,7 +13,7 @@ const STEP: u64 = 64 << 20;
 /// The buffer of the plain copy.
 const BUFFER: usize = 1 << 20;
 
-/// Makes `to`, an empty file, share all blocks of `from` (ioctl_ficlone(2)): one instant, next to no time. Gives false where
+/// Makes `to`, an empty file, share all blocks of `from` (`ioctl_ficlone(2)`): one instant, next to no time. Gives false where
 /// the file system cannot.
 pub fn reflink(from: &File, to: &File) -> io::Result<bool> {
     match rustix::fs::ioctl_ficlone(to, from) {
@@ -74,7 +74,7 @@ fn next_data(file: &File, at: u64, length: u64) -> io::Result<Option<(u64, u64)>
     Ok((start < length).then_some((start, end.min(length))))
 }
 
-/// One step by copy_file_range(2); `None` where the kernel cannot.
+/// One step by `copy_file_range(2)`; `None` where the kernel cannot.
 fn in_kernel_step(from: &File, to: &File, at: u64, want: u64) -> io::Result<Option<u64>> {
     let (mut from_at, mut to_at) = (at, at);
     let want = usize::try_from(want).unwrap_or(BUFFER);

@@ -221,7 +221,7 @@ impl Drop for Promise<'_> {
     }
 }
 
-/// Finds out whether the directory's file system reflinks. (ioctl_ficlone(2) on empty files would always do.)
+/// Finds out whether the directory's file system reflinks. (`ioctl_ficlone(2)` on empty files would always do.)
 fn probe(dir: &Path) -> io::Result<SnapshotMethod> {
     let names = [dir.join("probe-a"), dir.join("probe-b")];
     std::fs::write(&names[0], [1; 4096])?;
