@@ -14,6 +14,7 @@ use crate::ids::{SnapshotId, VolumeId};
 
 pub mod client;
 pub mod command;
+pub mod fence;
 pub mod guard;
 pub mod server;
 pub mod sim;

@@ -1,1 +1,5 @@
-//! Placeholder.
+//! Storage nodes: the drivers that keep volumes and snapshots, and the node made of one of them and a target driver.
+
+pub mod copy;
+pub mod file;
+pub mod local;

@@ -1,0 +1,176 @@
+//! The simulated storage node.
+
+use async_trait::async_trait;
+
+use super::{Content, SimCloud, State, StorageNode};
+use crate::delegate::target;
+use crate::delegate::{
+    DelegateError, ExportSpec, Generation, ObservedExport, Portal, Result, SnapshotMethod, SnapshotReport,
+    SnapshotSpec, StorageObservation, VolumeDelegate, VolumeSpec,
+};
+use crate::ids::VolumeId;
+
+/// What a volume with anything in it is said to hold.
+const SOME_DATA: u64 = 1 << 20;
+
+/// A storage node of a [`SimCloud`].
+#[derive(Clone)]
+pub struct SimStorage {
+    pub(super) cloud: SimCloud,
+    pub(super) node: String,
+}
+
+impl SimStorage {
+    async fn on_node<T>(
+        &self,
+        verb: &'static str,
+        effect: impl FnOnce(&mut StorageNode) -> Result<T> + Send,
+    ) -> Result<T> {
+        self.cloud.call(verb, |state| effect(node(state, &self.node)?)).await
+    }
+
+    /// Where this node's exports are served; no address that anybody can connect to.
+    fn portal(&self) -> Portal {
+        Portal { address: format!("{}.sim:3260", self.node) }
+    }
+}
+
+fn node<'a>(state: &'a mut State, name: &str) -> Result<&'a mut StorageNode> {
+    state.storages.get_mut(name).ok_or_else(|| DelegateError::retry(format!("there is no node {name}")))
+}
+
+fn missing(what: impl std::fmt::Display) -> DelegateError {
+    DelegateError::fatal(format!("{what} is not on this node"))
+}
+
+impl StorageNode {
+    fn free_bytes(&self) -> u64 {
+        let used: u64 = self.volumes.values().map(|content| content.size_bytes).sum();
+        self.capacity_bytes.saturating_sub(used)
+    }
+
+    fn ensure_volume(&mut self, spec: &VolumeSpec) -> Result<()> {
+        let there = self.volumes.get(&spec.volume).copied();
+        let content = match (there, &spec.snapshot) {
+            (Some(content), _) => content,
+            (None, None) => Content { size_bytes: 0, token: 0, torn: false },
+            (None, Some(snapshot)) => {
+                let of = self.snapshots.get(snapshot).ok_or_else(|| missing(snapshot))?;
+                if of.size_bytes > spec.size_bytes {
+                    return Err(DelegateError::fatal(format!("{snapshot} is larger than the volume shall be")));
+                }
+                Content { size_bytes: 0, ..*of }
+            }
+        };
+        let more = spec.size_bytes.saturating_sub(content.size_bytes);
+        if more > self.free_bytes() {
+            return Err(DelegateError::no_room(format!("{more} bytes are needed, {} are free", self.free_bytes())));
+        }
+        self.volumes.insert(spec.volume.clone(), Content { size_bytes: content.size_bytes + more, ..content });
+        Ok(())
+    }
+
+    fn ensure_snapshot(&mut self, spec: &SnapshotSpec, torn: bool) -> Result<SnapshotReport> {
+        if !self.snapshots.contains_key(&spec.snapshot) {
+            let of = *self.volumes.get(&spec.volume).ok_or_else(|| missing(&spec.volume))?;
+            self.snapshots.insert(spec.snapshot.clone(), Content { torn: of.torn || torn, ..of });
+        }
+        let content = self.snapshots[&spec.snapshot];
+        let data_bytes = if content.token == 0 { 0 } else { SOME_DATA.min(content.size_bytes) };
+        Ok(SnapshotReport { size_bytes: content.size_bytes, data_bytes })
+    }
+}
+
+#[async_trait]
+impl VolumeDelegate for SimStorage {
+    async fn snapshot_method(&self) -> Result<SnapshotMethod> {
+        self.cloud.call("snapshot_method", |state| Ok(state.snapshot_method)).await
+    }
+
+    async fn ensure_volume(&self, _: Generation, spec: &VolumeSpec) -> Result<()> {
+        self.on_node("ensure_volume", |node| node.ensure_volume(spec)).await
+    }
+
+    async fn ensure_no_volume(&self, _: Generation, volume: &VolumeId) -> Result<()> {
+        let remove = |node: &mut StorageNode| {
+            if let Some(export) = node.exports.values().find(|export| export.volume == *volume) {
+                return Err(DelegateError::retry(format!("{volume} is still exported as {}", export.iqn)));
+            }
+            node.volumes.remove(volume);
+            Ok(())
+        };
+        self.on_node("ensure_no_volume", remove).await
+    }
+
+    async fn ensure_snapshot(&self, _: Generation, spec: &SnapshotSpec) -> Result<SnapshotReport> {
+        let take = |state: &mut State| {
+            let torn = state.snapshot_method == SnapshotMethod::Copy && state.is_live(&spec.volume);
+            node(state, &self.node)?.ensure_snapshot(spec, torn)
+        };
+        self.cloud.call("ensure_snapshot", take).await
+    }
+
+    async fn ensure_no_snapshot(&self, _: Generation, spec: &SnapshotSpec) -> Result<()> {
+        let remove = |node: &mut StorageNode| {
+            node.snapshots.remove(&spec.snapshot);
+            Ok(())
+        };
+        self.on_node("ensure_no_snapshot", remove).await
+    }
+
+    async fn ensure_exported(&self, _: Generation, spec: &ExportSpec) -> Result<Portal> {
+        target::check(spec)?;
+        let export = |state: &mut State| {
+            refuse_under_session(state, &self.node, |other| other.volume == spec.volume && other.iqn != spec.iqn)?;
+            let node = node(state, &self.node)?;
+            if !node.volumes.contains_key(&spec.volume) {
+                return Err(missing(&spec.volume));
+            }
+            node.exports.retain(|_, other| other.volume != spec.volume);
+            node.exports.insert(spec.iqn.clone(), spec.clone());
+            Ok(self.portal())
+        };
+        self.cloud.call("ensure_exported", export).await
+    }
+
+    async fn ensure_not_exported(&self, _: Generation, volume: &VolumeId) -> Result<()> {
+        let end = |state: &mut State| {
+            refuse_under_session(state, &self.node, |export| export.volume == *volume)?;
+            node(state, &self.node)?.exports.retain(|_, export| export.volume != *volume);
+            Ok(())
+        };
+        self.cloud.call("ensure_not_exported", end).await
+    }
+
+    async fn observe(&self) -> Result<StorageObservation> {
+        let observe = |state: &mut State| {
+            let sessions: Vec<_> = node(state, &self.node)?.exports.keys().cloned().collect();
+            let sessions: Vec<_> = sessions.iter().map(|iqn| state.sessions(iqn)).collect();
+            let node = node(state, &self.node)?;
+            let exports = node.exports.values().zip(sessions).map(|(export, sessions)| ObservedExport {
+                iqn: export.iqn.clone(),
+                volume: export.volume.clone(),
+                sessions,
+                whole: true,
+            });
+            Ok(StorageObservation {
+                volumes: node.volumes.iter().map(|(id, content)| (id.clone(), content.size_bytes)).collect(),
+                snapshots: node.snapshots.keys().cloned().collect(),
+                exports: exports.collect(),
+                free_bytes: node.free_bytes(),
+            })
+        };
+        self.cloud.call("observe_storage", observe).await
+    }
+}
+
+/// Refuses when somebody is logged in to an export of the node that the question fits.
+fn refuse_under_session(state: &mut State, name: &str, fits: impl Fn(&ExportSpec) -> bool) -> Result<()> {
+    let exports: Vec<_> = node(state, name)?.exports.values().filter(|export| fits(export)).cloned().collect();
+    for export in exports {
+        if let Some(initiator) = state.sessions(&export.iqn).first() {
+            return Err(DelegateError::retry(format!("{initiator} is logged in to {}", export.iqn)));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,393 @@
+//! The `file` driver: volumes and snapshots are sparse files, which needs no kernel module and no root.
+//!
+//! - `volumes/vol-…` and `snapshots/snap-…` under the data directory. A file under its final name is whole, always: a blank
+//!   volume is nothing but its length, and a copy is made in `unfinished/`, synced, then renamed.
+//! - A copy is a reflink where the file system can (xfs, btrfs), which is of one instant. Elsewhere it is a sparse copy, and
+//!   the writers must rest meanwhile ([`SnapshotMethod`]). Either way the copy is a file of its own, that outlives its origin.
+//! - Blank volumes take no room before they are written to, so volumes together may be larger than the disk: who gives out
+//!   more than there is must watch the disk. Copies do take room, so they are refused (`NoRoom`) when what is free, less what
+//!   other copies at work will take and a reserve, does not hold them.
+//!
+//! The functions here block; [`super::local`] calls them on threads that may.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use super::copy;
+use crate::delegate::{DelegateError, Result, SnapshotMethod, SnapshotReport, SnapshotSpec, VolumeSpec};
+use crate::ids::{Id, Kind, SnapshotId, VolumeId};
+
+/// What is always left free, in bytes: Postgres or a guest's write must not be what finds the disk full.
+const RESERVE: u64 = 64 << 20;
+
+/// The volume and snapshot files under one directory.
+#[derive(Debug)]
+pub struct Files {
+    volumes: PathBuf,
+    snapshots: PathBuf,
+    unfinished: PathBuf,
+    method: SnapshotMethod,
+    /// The bytes that copies at work will have taken when they are done.
+    promised: Mutex<u64>,
+    /// Held for as long as this lives: two delegates with locks of their own on the same files would undo each other's work.
+    _lock: File,
+}
+
+impl Files {
+    /// Takes the directory over: makes what is missing, removes what unfinished copies left, and tries out how it copies.
+    /// Fails when another delegate has it.
+    pub fn open(data_dir: &Path) -> io::Result<Self> {
+        let [volumes, snapshots, unfinished] = ["volumes", "snapshots", "unfinished"].map(|name| data_dir.join(name));
+        for dir in [&volumes, &snapshots, &unfinished] {
+            DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        }
+        let lock = create(&data_dir.join("lock"))?;
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|e| {
+            io::Error::new(e.kind(), format!("{}: another delegate has this directory ({e})", data_dir.display()))
+        })?;
+        remove_unfinished(&unfinished, "")?;
+        sync(data_dir)?;
+        let method = probe(&unfinished)?;
+        Ok(Self { volumes, snapshots, unfinished, method, promised: Mutex::new(0), _lock: lock })
+    }
+
+    /// How snapshots are taken here.
+    pub fn method(&self) -> SnapshotMethod {
+        self.method
+    }
+
+    /// Where a volume's bytes are.
+    pub fn path(&self, volume: &VolumeId) -> PathBuf {
+        self.volumes.join(volume.as_str())
+    }
+
+    /// Makes the volume or grows it.
+    pub fn ensure_volume(&self, spec: &VolumeSpec) -> Result<()> {
+        let path = self.path(&spec.volume);
+        match File::options().write(true).open(&path) {
+            Ok(file) => grow(&file, spec.size_bytes).map_err(failed("grow", &path)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => match &spec.snapshot {
+                None => self.blank(&path, spec.size_bytes),
+                Some(snapshot) => self.restore(&path, snapshot, spec),
+            },
+            Err(e) => Err(failed("open", &path)(e)),
+        }
+    }
+
+    /// A crash in here leaves a file that is too short at worst; the next try finds it and grows it.
+    fn blank(&self, path: &Path, size_bytes: u64) -> Result<()> {
+        self.promise(0)?;
+        let make = || {
+            grow(&create(path)?, size_bytes)?;
+            sync(&self.volumes)
+        };
+        make().map_err(|e| {
+            // A length that the file system refuses leaves an empty file, which is in nobody's way but looks like a volume.
+            let _ = std::fs::remove_file(path);
+            failed("make", path)(e)
+        })
+    }
+
+    fn restore(&self, path: &Path, snapshot: &SnapshotId, spec: &VolumeSpec) -> Result<()> {
+        let from = open(&self.snapshots.join(snapshot.as_str()))?;
+        let length = from.metadata().map_err(failed("read", path))?.len();
+        if length > spec.size_bytes {
+            return Err(DelegateError::fatal(format!(
+                "{snapshot} has {length} bytes, more than the volume shall have"
+            )));
+        }
+        self.duplicate(&from, path, spec.size_bytes)
+    }
+
+    /// Removes the volume and what unfinished tries left of it.
+    pub fn ensure_no_volume(&self, volume: &VolumeId) -> Result<()> {
+        self.remove(&self.volumes, volume)
+    }
+
+    /// Whether the volume is there.
+    pub fn has(&self, volume: &VolumeId) -> bool {
+        self.path(volume).exists()
+    }
+
+    /// Makes the snapshot, or reports of the one that is there.
+    pub fn ensure_snapshot(&self, spec: &SnapshotSpec) -> Result<SnapshotReport> {
+        let path = self.snapshots.join(spec.snapshot.as_str());
+        if !path.exists() {
+            let from = open(&self.path(&spec.volume))?;
+            let length = from.metadata().map_err(failed("read", &path))?.len();
+            self.duplicate(&from, &path, length)?;
+        }
+        let report = || {
+            let file = File::open(&path)?;
+            Ok(SnapshotReport { size_bytes: file.metadata()?.len(), data_bytes: copy::allocated(&file)? })
+        };
+        report().map_err(failed("read", &path))
+    }
+
+    /// Removes the snapshot and what unfinished tries left of it.
+    pub fn ensure_no_snapshot(&self, snapshot: &SnapshotId) -> Result<()> {
+        self.remove(&self.snapshots, snapshot)
+    }
+
+    /// The volumes that are there, with their sizes in bytes.
+    pub fn volumes(&self) -> Result<Vec<(VolumeId, u64)>> {
+        let size = |id: VolumeId| {
+            // One that is deleted at this moment is not there.
+            let size = std::fs::metadata(self.path(&id)).ok()?.len();
+            Some((id, size))
+        };
+        Ok(list(&self.volumes)?.into_iter().filter_map(size).collect())
+    }
+
+    /// The snapshots that are there.
+    pub fn snapshots(&self) -> Result<Vec<SnapshotId>> {
+        list(&self.snapshots)
+    }
+
+    /// The bytes that can still be given out.
+    pub fn free_bytes(&self) -> Result<u64> {
+        let room =
+            rustix::fs::statvfs(&self.volumes).map_err(|e| failed("ask the room of", &self.volumes)(e.into()))?;
+        let promised = *self.promised.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok((room.f_bavail * room.f_frsize).saturating_sub(RESERVE).saturating_sub(promised))
+    }
+
+    /// Sets room aside for a copy; what is written of it meanwhile counts twice, which errs on the safe side.
+    fn promise(&self, bytes: u64) -> Result<Promise<'_>> {
+        let free = self.free_bytes()?;
+        if free < bytes.max(1) {
+            return Err(DelegateError::no_room(format!("{bytes} bytes are needed, {free} are free")));
+        }
+        *self.promised.lock().unwrap_or_else(PoisonError::into_inner) += bytes;
+        Ok(Promise { files: self, bytes })
+    }
+
+    /// Makes `path` a copy of `from`, `length` bytes long, whole or not at all. The temporary name is used once only: should a
+    /// try that was given up still be at work, it cannot write into the next one's file.
+    fn duplicate(&self, from: &File, path: &Path, length: u64) -> Result<()> {
+        let bytes = match self.method {
+            SnapshotMethod::Atomic => 0,
+            SnapshotMethod::Copy => copy::allocated(from).map_err(failed("read", path))?,
+        };
+        let _promise = self.promise(bytes)?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let temporary = self.unfinished.join(format!("{name}-{}", uuid::Uuid::new_v4().simple()));
+        let copy = || {
+            let to = create(&temporary)?;
+            match self.method {
+                SnapshotMethod::Atomic if copy::reflink(from, &to)? => {}
+                // Never a copy in place of a reflink that was promised: the writers are not at rest.
+                SnapshotMethod::Atomic => return Err(io::Error::other("the file system no longer reflinks")),
+                SnapshotMethod::Copy => copy::sparse(from, &to)?,
+            }
+            grow(&to, length)?;
+            to.sync_all()?;
+            std::fs::rename(&temporary, path)?;
+            sync(path.parent().unwrap_or(Path::new("/")))
+        };
+        copy().map_err(|e| {
+            let _ = std::fs::remove_file(&temporary);
+            failed("copy to", path)(e)
+        })
+    }
+
+    fn remove<K: Kind>(&self, dir: &Path, id: &Id<K>) -> Result<()> {
+        let path = dir.join(id.as_str());
+        let unlink = || {
+            // With the dash: an old, short id may be how a long one starts.
+            remove_unfinished(&self.unfinished, &format!("{id}-"))?;
+            match std::fs::remove_file(&path) {
+                Ok(()) => sync(dir),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+                Err(e) => Err(e),
+            }
+        };
+        unlink().map_err(failed("remove", &path))
+    }
+}
+
+/// Room set aside, until it goes out of scope.
+struct Promise<'a> {
+    files: &'a Files,
+    bytes: u64,
+}
+
+impl Drop for Promise<'_> {
+    fn drop(&mut self) {
+        *self.files.promised.lock().unwrap_or_else(PoisonError::into_inner) -= self.bytes;
+    }
+}
+
+/// Finds out whether the directory's file system reflinks. (`ioctl_ficlone(2)` on empty files would always do.)
+fn probe(dir: &Path) -> io::Result<SnapshotMethod> {
+    let names = [dir.join("probe-a"), dir.join("probe-b")];
+    std::fs::write(&names[0], [1; 4096])?;
+    let can = copy::reflink(&File::open(&names[0])?, &create(&names[1])?)?;
+    for name in &names {
+        std::fs::remove_file(name)?;
+    }
+    Ok(if can { SnapshotMethod::Atomic } else { SnapshotMethod::Copy })
+}
+
+/// Opens or makes a file that its owner alone may read.
+fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+/// Opens what a copy is made of; without it no other try will help.
+fn open(path: &Path) -> Result<File> {
+    File::open(path).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => DelegateError::fatal(format!("{} is not there", path.display())),
+        _ => failed("open", path)(e),
+    })
+}
+
+/// Gives a file at least this length, durably.
+fn grow(file: &File, length: u64) -> io::Result<()> {
+    if file.metadata()?.len() < length {
+        file.set_len(length)?;
+        file.sync_all()?;
+    }
+    Ok(())
+}
+
+/// Makes the names in a directory durable.
+fn sync(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Removes unfinished copies: those whose names start so.
+fn remove_unfinished(dir: &Path, start: &str) -> io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(start) {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// The ids among a directory's names; other names are not ours to judge.
+fn list<K: Kind>(dir: &Path) -> Result<Vec<Id<K>>> {
+    let read = || std::fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>();
+    let names = read().map_err(failed("list", dir))?;
+    Ok(names.iter().filter_map(|name| Id::parse(name.to_str()?).ok()).collect())
+}
+
+fn failed(what: &'static str, path: &Path) -> impl Fn(io::Error) -> DelegateError {
+    move |e| {
+        let message = format!("cannot {what} {}: {e}", path.display());
+        match e.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+                DelegateError::no_room(message)
+            }
+            io::ErrorKind::InvalidInput => DelegateError::fatal(message),
+            _ => DelegateError::retry(message),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{FileExt, PermissionsExt};
+
+    use super::*;
+    use crate::delegate::ErrorKind;
+
+    fn volume(size_bytes: u64, snapshot: Option<&SnapshotId>) -> VolumeSpec {
+        VolumeSpec { volume: VolumeId::generate(), size_bytes, snapshot: snapshot.cloned() }
+    }
+
+    fn unfinished(files: &Files) -> Vec<String> {
+        let entries = std::fs::read_dir(&files.unfinished).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_snapshot_holds_what_was_written_before_it_and_outlives_its_volume() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::open(dir.path()).unwrap();
+        let origin = volume(8 << 20, None);
+        files.ensure_volume(&origin).unwrap();
+        let file = File::options().write(true).open(files.path(&origin.volume)).unwrap();
+        file.write_all_at(b"before", 4096).unwrap();
+        let spec = SnapshotSpec { snapshot: SnapshotId::generate(), volume: origin.volume.clone() };
+        let report = files.ensure_snapshot(&spec).unwrap();
+        assert_eq!((report.size_bytes, report.data_bytes), (8 << 20, 4096));
+        file.write_all_at(b"after!", 4096).unwrap();
+        files.ensure_no_volume(&origin.volume).unwrap();
+        assert_eq!(files.ensure_snapshot(&spec).unwrap(), report, "again, without the volume");
+
+        let restored = volume(9 << 20, Some(&spec.snapshot));
+        files.ensure_volume(&restored).unwrap();
+        let (mut bytes, path) = ([0; 6], files.path(&restored.volume));
+        File::open(&path).unwrap().read_exact_at(&mut bytes, 4096).unwrap();
+        assert_eq!(&bytes, b"before");
+        let meta = std::fs::metadata(&path).unwrap();
+        assert_eq!((meta.len(), meta.permissions().mode() & 0o777), (9 << 20, 0o600));
+    }
+
+    #[test]
+    fn a_volume_grows_but_never_shrinks_and_a_torn_blank_one_is_mended() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::open(dir.path()).unwrap();
+        let spec = volume(4096, None);
+        File::create(files.path(&spec.volume)).unwrap();
+        for (asked, there) in [(4096, 4096), (8192, 8192), (4096, 8192)] {
+            files.ensure_volume(&VolumeSpec { size_bytes: asked, ..spec.clone() }).unwrap();
+            assert_eq!(files.volumes().unwrap(), [(spec.volume.clone(), there)]);
+        }
+    }
+
+    #[test]
+    fn left_overs_of_unfinished_copies_go_with_their_id_and_at_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::open(dir.path()).unwrap();
+        let (short, long) = ("vol-01234567", "vol-0123456789abcdef0");
+        for id in [short, long] {
+            std::fs::write(files.unfinished.join(format!("{id}-0123")), "half").unwrap();
+        }
+        for _ in 0..2 {
+            files.ensure_no_volume(&VolumeId::parse(short).unwrap()).unwrap();
+            assert_eq!(unfinished(&files), [format!("{long}-0123")]);
+        }
+        drop(files);
+        assert_eq!(unfinished(&Files::open(dir.path()).unwrap()), [""; 0]);
+    }
+
+    #[test]
+    fn what_cannot_be_met_is_said_so_and_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::open(dir.path()).unwrap();
+        let snapshot = SnapshotId::generate();
+        let kind = |result: Result<()>| result.unwrap_err().kind;
+        assert_eq!(kind(files.ensure_volume(&volume(4096, Some(&snapshot)))), ErrorKind::Fatal);
+        std::fs::write(files.snapshots.join(snapshot.as_str()), [1; 8192]).unwrap();
+        assert_eq!(kind(files.ensure_volume(&volume(4096, Some(&snapshot)))), ErrorKind::Fatal);
+        assert!(files.volumes().unwrap().is_empty());
+        // Longer than any file may be: off_t is signed.
+        assert_eq!(kind(files.ensure_volume(&volume(u64::MAX, None))), ErrorKind::Fatal);
+        assert!(files.volumes().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_copy_is_refused_when_the_room_for_it_is_promised_to_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::open(dir.path()).unwrap();
+        let free = files.free_bytes().unwrap();
+        let _all = files.promise(free - (free >> 4)).unwrap();
+        assert_eq!(files.promise(free >> 2).map(drop).unwrap_err().kind, ErrorKind::NoRoom);
+    }
+
+    #[test]
+    fn two_delegates_cannot_have_one_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Files::open(dir.path()).unwrap();
+        assert!(Files::open(dir.path()).unwrap_err().to_string().contains("another delegate"));
+        drop(first);
+        Files::open(dir.path()).unwrap();
+    }
+}
