@@ -1,1 +1,4 @@
 //! The integration suite.
+
+#[path = "it/vmm_qemu.rs"]
+mod vmm_qemu;

@@ -1,1 +1,5 @@
 //! Placeholder.
+
+pub mod console;
+pub mod guest_image;
+pub mod guests;

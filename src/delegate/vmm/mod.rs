@@ -1,1 +1,11 @@
-//! Placeholder.
+//! Hypervisor drivers: how a machine gets a volume as a disk, loses it again, and rests its I/O.
+//!
+//! A hypervisor has its own idea of each step: QEMU brings the iSCSI initiator itself, so that to log in is to add a block
+//! node to one machine. A driver hides that behind [`super::VmmDelegate`].
+
+mod blocks;
+mod kept;
+mod machines;
+mod pause;
+pub mod qemu;
+pub mod qmp;

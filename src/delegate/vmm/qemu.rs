@@ -1,0 +1,389 @@
+//! QEMU as the hypervisor: machines that somebody else started, driven over their monitor sockets.
+//!
+//! The machine brings its own iSCSI initiator (libiscsi), so nothing on the node needs root or a kernel module, and a
+//! machine that dies takes its sessions with it. Machines must be of a kind that hot-plugs PCI devices without preparation:
+//! `-M pc` (observed: QEMU 7.2; q35 wants root ports that were there at start, microvm cannot at all).
+//!
+//! Attaching builds, from the bottom up, the parts that the private module `blocks` lists; detaching takes them down from
+//! the top. Three things QEMU does not do for us shape this driver:
+//!
+//! - **A detach has no answer.** `device_del` asks the guest and returns; a guest that is stopped, has crashed or has not
+//!   booted never lets go, and no error ever comes. So a detach waits a bounded time and is then `Busy`. An open file in the
+//!   guest does not hold a virtio disk: it is gone in half a second, and the guest gets I/O errors.
+//! - **A device cannot be torn out.** Force exchanges what is under it instead: `blockdev-reopen` drains the requests in
+//!   flight and swaps the iSCSI node for one that answers everything with EIO. From then on the guest can do no harm to the
+//!   volume, the session can end and the un-export is safe, though the guest may keep the dead device until it restarts.
+//!   The same volume cannot go to the same machine before that; to another, it can.
+//! - **A request in flight to a target that is away blocks the whole monitor**, as soon as anything waits for it. So before
+//!   a pause, a forced detach or a log-in the portal is tried first, and while it is away the answer is Retry.
+//!
+//! QEMU does not show the unit's serial number. That the right volume answers rests on the target's name, which is made for
+//! one attachment and never used again, and on the secret that goes with it.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::blocks::{self, Names, Parts, Under};
+use super::kept;
+use super::machines::{self, Machines};
+use super::pause::Pauses;
+use super::qmp::{Qmp, QmpError};
+use crate::config;
+use crate::delegate::{
+    ConnectSpec, DelegateError, Detach, DiskSpec, Generation, ObservedMachine, Pause, Portal, Result, VmmDelegate,
+    VmmObservation,
+};
+
+/// The longest wait for a monitor's greeting, and for each command. A log-in over the network takes its time.
+pub(super) const LIMIT: Duration = Duration::from_secs(10);
+/// The longest that one machine may hold up an observation.
+const OBSERVE_LIMIT: Duration = Duration::from_secs(3);
+/// The longest wait for a target's TCP port.
+const PORTAL_LIMIT: Duration = Duration::from_secs(2);
+/// Between two looks at whether a guest has let go.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// The QEMU driver.
+pub struct Qemu {
+    machines: Arc<Machines>,
+    pauses: Arc<Pauses>,
+    iqn_prefix: String,
+    detach_wait: Duration,
+    /// What was last seen of each machine, and the file that keeps it.
+    seen: tokio::sync::Mutex<(BTreeMap<String, ObservedMachine>, PathBuf)>,
+}
+
+impl Qemu {
+    /// Starts the driver. Machines that an earlier life left paused go on, in the background.
+    ///
+    /// # Errors
+    /// Retry when the data directory cannot be made or read; Fatal when a file in it is damaged.
+    pub async fn start(config: &config::Vmm) -> Result<Self> {
+        let dir = &config.data_dir;
+        tokio::fs::create_dir_all(dir)
+            .await
+            .map_err(|e| DelegateError::retry(format!("cannot make {}: {e}", dir.display())))?;
+        let machines = Arc::new(Machines::new(config.qemu.qmp_dir.clone()));
+        let seen = dir.join("machines.json");
+        Ok(Self {
+            pauses: Pauses::open(Arc::clone(&machines), dir.join("pauses.json")).await?,
+            machines,
+            iqn_prefix: config.qemu.iqn_prefix.clone(),
+            detach_wait: Duration::from_secs(config.qemu.detach_wait_s),
+            seen: tokio::sync::Mutex::new((kept::read(&seen).await?, seen)),
+        })
+    }
+
+    fn initiator(&self, machine: &str) -> Result<String> {
+        if machines::is_name(machine) {
+            Ok(format!("{}:{machine}", self.iqn_prefix))
+        } else {
+            Err(DelegateError::fatal("not the name of a machine"))
+        }
+    }
+
+    async fn look_at(&self, name: &str) -> std::result::Result<ObservedMachine, QmpError> {
+        let broken = |e: DelegateError| QmpError::Broken(e.message);
+        let turn = self.machines.turn(name).await.map_err(broken)?;
+        let mut qmp = turn.connect(OBSERVE_LIMIT).await?;
+        let status = qmp.execute("query-status", json!({})).await?;
+        let cpus = qmp.execute("query-cpus-fast", json!({})).await?;
+        let memory = qmp.execute("query-memory-size-summary", json!({})).await?;
+        let (nodes, devices) = lists(&mut qmp).await?;
+        // QEMU makes its socket when it starts, and never again.
+        let socket = tokio::fs::metadata(self.machines.socket(name).map_err(broken)?).await;
+        Ok(ObservedMachine {
+            name: name.to_owned(),
+            uuid: uuid(&mut qmp).await?,
+            running: status["status"] != "shutdown",
+            paused: self.pauses.paused(name),
+            started_at: socket.map_err(|e| QmpError::Broken(e.to_string()))?.mtime(),
+            vcpus: cpus.as_array().map_or(0, |c| u32::try_from(c.len()).unwrap_or(u32::MAX)),
+            memory_mib: memory["base-memory"].as_u64().unwrap_or(0) >> 20,
+            disks: blocks::disks(&nodes, &devices),
+        })
+    }
+}
+
+#[async_trait]
+impl VmmDelegate for Qemu {
+    async fn initiator_iqn(&self, machine: &str) -> Result<String> {
+        self.initiator(machine)
+    }
+
+    async fn ensure_connected(&self, _: Generation, spec: &ConnectSpec) -> Result<()> {
+        let (export, machine) = (&spec.export, &spec.machine);
+        if export.initiator_iqn != self.initiator(machine)? {
+            return Err(DelegateError::fatal(format!("the export is not for the initiator of machine {machine}")));
+        }
+        let names = Names::of(&export.volume);
+        let told = |e| error(machine, &e);
+        let turn = self.machines.turn(machine).await?;
+        let mut qmp = turn.connect(LIMIT).await.map_err(told)?;
+        let there = parts(&mut qmp, &names).await.map_err(told)?;
+        match &there.session {
+            Some(session) if session.iqn == export.iqn && session.portal == spec.portal => return Ok(()),
+            Some(session) if there.in_use() => {
+                return Err(DelegateError::retry(format!(
+                    "machine {machine} has the volume as a disk through {}",
+                    session.iqn
+                )));
+            }
+            _ => log_out(&mut qmp, &names, &there).await.map_err(told)?,
+        }
+        portal_answers(&spec.portal).await?;
+        let secret = json!({"qom-type": "secret", "id": names.chap, "data": export.chap_secret.0});
+        qmp.execute("object-add", secret).await.map_err(told)?;
+        let node = json!({
+            "driver": "iscsi", "node-name": names.serial, "discard": "unmap", "transport": "tcp",
+            "portal": spec.portal.address, "target": export.iqn, "lun": export.lun,
+            "user": export.chap_user, "password-secret": names.chap, "initiator-name": export.initiator_iqn,
+        });
+        qmp.execute("blockdev-add", node).await.map_err(told).map(drop)
+    }
+
+    async fn ensure_disconnected(&self, _: Generation, spec: &DiskSpec) -> Result<()> {
+        let names = Names::of(&spec.volume);
+        let told = |e| error(&spec.machine, &e);
+        let turn = self.machines.turn(&spec.machine).await?;
+        let mut qmp = match turn.connect(LIMIT).await {
+            Err(QmpError::NotRunning) => return Ok(()),
+            connected => connected.map_err(told)?,
+        };
+        let there = parts(&mut qmp, &names).await.map_err(told)?;
+        match &there.session {
+            Some(session) if session.iqn != spec.iqn => Ok(()),
+            Some(_) if there.in_use() => {
+                Err(DelegateError::retry(format!("machine {} still has {} as a disk", spec.machine, spec.volume)))
+            }
+            _ => log_out(&mut qmp, &names, &there).await.map_err(told),
+        }
+    }
+
+    async fn ensure_attached(&self, _: Generation, spec: &DiskSpec) -> Result<()> {
+        let (names, machine) = (Names::of(&spec.volume), &spec.machine);
+        let told = |e| error(machine, &e);
+        let turn = self.machines.turn(machine).await?;
+        let mut qmp = turn.connect(LIMIT).await.map_err(told)?;
+        let there = parts(&mut qmp, &names).await.map_err(told)?;
+        if there.session.as_ref().is_none_or(|s| s.iqn != spec.iqn) {
+            return Err(DelegateError::retry(format!("machine {machine} is not connected to {}", spec.iqn)));
+        }
+        if there.device {
+            return if there.in_use() {
+                Ok(())
+            } else {
+                Err(DelegateError::retry(format!(
+                    "the guest of {machine} still holds the dead device of a forced detach: it must let go or restart"
+                )))
+            };
+        }
+        if there.disk != Some(Under::Target(spec.iqn.clone())) {
+            clear(&mut qmp, &names, &there).await.map_err(told)?;
+            let node = json!({"driver": "raw", "node-name": names.disk, "discard": "unmap", "file": names.serial});
+            qmp.execute("blockdev-add", node).await.map_err(told)?;
+        }
+        let device = json!({
+            "driver": "virtio-blk-pci", "id": names.serial, "drive": names.disk, "serial": names.serial,
+            "werror": "report", "rerror": "report",
+        });
+        match qmp.execute("device_add", device).await {
+            // A full PCI bus, or one that takes nothing while the machine runs.
+            Err(e) if e.says("no slot") || e.says("does not support hotplugging") => {
+                Err(DelegateError::fatal(format!("machine {machine}: {e}")))
+            }
+            done => done.map_err(told).map(drop),
+        }
+    }
+
+    async fn ensure_detached(&self, _: Generation, spec: &DiskSpec, force: bool) -> Result<Detach> {
+        let (names, machine) = (Names::of(&spec.volume), &spec.machine);
+        let told = |e| error(machine, &e);
+        let end = Instant::now() + self.detach_wait;
+        let mut asked = false;
+        loop {
+            // A turn and a connection for each look: the monitor is not ours alone while we wait.
+            let turn = self.machines.turn(machine).await?;
+            let mut qmp = match turn.connect(LIMIT).await {
+                Err(QmpError::NotRunning) => return Ok(Detach::Gone),
+                connected => connected.map_err(told)?,
+            };
+            let there = parts(&mut qmp, &names).await.map_err(told)?;
+            if !there.device {
+                clear(&mut qmp, &names, &there).await.map_err(told)?;
+                return Ok(Detach::Gone);
+            }
+            let dead = match &there.disk {
+                Some(Under::Nothing) => true,
+                Some(Under::Target(iqn)) if *iqn == spec.iqn => false,
+                // A disk of another attachment: this one's is gone.
+                Some(Under::Target(_)) => return Ok(Detach::Gone),
+                None => return Err(DelegateError::retry(format!("machine {machine}: the disk is on no node of ours"))),
+            };
+            if force && !dead {
+                cut(&mut qmp, &names, &there, machine).await?;
+            }
+            if !asked {
+                ask(&mut qmp, &names).await.map_err(told)?;
+                asked = true;
+            }
+            if force || dead {
+                return Ok(Detach::Gone);
+            }
+            drop((qmp, turn));
+            if Instant::now() >= end {
+                return Ok(Detach::Busy);
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    async fn ensure_paused(&self, _: Generation, spec: &DiskSpec, seconds: u32) -> Result<()> {
+        self.pauses.begin(spec, seconds).await
+    }
+
+    async fn ensure_resumed(&self, _: Generation, spec: &DiskSpec) -> Result<Pause> {
+        self.pauses.end(spec).await
+    }
+
+    /// A machine that does not answer is reported as it was last seen, and one whose QEMU is gone as not running, with no
+    /// disks: its initiator died with it.
+    async fn observe(&self) -> Result<VmmObservation> {
+        let names = self.machines.names().await?;
+        let looks = names.iter().map(|name| async move {
+            let looked = timeout(OBSERVE_LIMIT, self.look_at(name)).await;
+            (name, looked.unwrap_or_else(|_| Err(QmpError::Silent("an observation".into()))))
+        });
+        let looks = join_all(looks).await;
+        let mut guard = self.seen.lock().await;
+        let (seen, file) = &mut *guard;
+        let before = seen.clone();
+        for machine in seen.values_mut().filter(|m| !names.contains(&m.name)) {
+            stopped(machine);
+        }
+        for (name, look) in looks {
+            match look {
+                Ok(machine) => drop(seen.insert(name.clone(), machine)),
+                Err(QmpError::NotRunning) => drop(seen.get_mut(name).map(stopped)),
+                Err(e) => tracing::warn!(machine = name, error = %e, "a machine does not answer"),
+            }
+        }
+        if *seen != before {
+            kept::write(file, seen).await?;
+        }
+        Ok(VmmObservation { machines: seen.values().cloned().collect() })
+    }
+}
+
+impl Parts {
+    /// Whether the guest has a device through which it can reach the volume.
+    fn in_use(&self) -> bool {
+        self.device && self.disk != Some(Under::Nothing)
+    }
+}
+
+fn stopped(machine: &mut ObservedMachine) {
+    machine.running = false;
+    machine.paused = false;
+    machine.disks.clear();
+}
+
+/// Whatever QEMU says may be otherwise next time; the workflow's deadline ends the tries.
+pub(super) fn error(machine: &str, e: &QmpError) -> DelegateError {
+    DelegateError::retry(format!("machine {machine}: {e}"))
+}
+
+pub(super) async fn uuid(qmp: &mut Qmp) -> std::result::Result<String, QmpError> {
+    Ok(qmp.execute("query-uuid", json!({})).await?["UUID"].as_str().unwrap_or_default().to_owned())
+}
+
+/// Whether the guest's processors run, and it can begin I/O.
+pub(super) async fn running(qmp: &mut Qmp) -> std::result::Result<bool, QmpError> {
+    Ok(qmp.execute("query-status", json!({})).await?["running"] != false)
+}
+
+/// What there is of a volume in the machine.
+pub(super) async fn parts(qmp: &mut Qmp, names: &Names) -> std::result::Result<Parts, QmpError> {
+    let (nodes, devices) = lists(qmp).await?;
+    Ok(blocks::parts(names, &nodes, &devices))
+}
+
+async fn lists(qmp: &mut Qmp) -> std::result::Result<(Value, Value), QmpError> {
+    let nodes = qmp.execute("query-named-block-nodes", json!({"flat": true})).await?;
+    let devices = qmp.execute("qom-list", json!({"path": "/machine/peripheral"})).await?;
+    Ok((nodes, devices))
+}
+
+/// Whether something answers where a target should be.
+pub(super) async fn portal_answers(portal: &Portal) -> Result<()> {
+    let why = match timeout(PORTAL_LIMIT, TcpStream::connect(&portal.address)).await {
+        Ok(Ok(_)) => return Ok(()),
+        Ok(Err(e)) => e.to_string(),
+        Err(_) => "no answer in time".into(),
+    };
+    Err(DelegateError::retry(format!("the portal {} is away: {why}", portal.address)))
+}
+
+/// Asks the guest to let go of the device.
+async fn ask(qmp: &mut Qmp, names: &Names) -> std::result::Result<(), QmpError> {
+    match qmp.execute("device_del", json!({"id": names.serial})).await {
+        // Asked already, and QEMU does not repeat itself within its own time-out; or gone meanwhile.
+        Err(e) if e.says("in the process of unplug") || e.says("not found") => Ok(()),
+        done => done.map(drop),
+    }
+}
+
+/// Takes the volume from under the device.
+async fn cut(qmp: &mut Qmp, names: &Names, there: &Parts, machine: &str) -> Result<()> {
+    let told = |e| error(machine, &e);
+    let Some(session) = &there.session else {
+        return Err(DelegateError::retry(format!("machine {machine}: the disk is on no node of ours")));
+    };
+    portal_answers(&session.portal).await?;
+    if !there.cut {
+        let node = json!({
+            "driver": "blkdebug", "node-name": names.cut,
+            "image": {"driver": "null-co", "size": session.size_bytes},
+            // At every event, for ever, EIO.
+            "inject-error": [{"event": "none", "errno": 5, "once": false, "immediately": false}],
+        });
+        qmp.execute("blockdev-add", node).await.map_err(told)?;
+    }
+    let over = json!({"driver": "raw", "node-name": names.disk, "discard": "unmap", "file": names.cut});
+    qmp.execute("blockdev-reopen", json!({"options": [over]})).await.map_err(told).map(drop)
+}
+
+/// Removes the nodes that only the device needed, once it is gone.
+async fn clear(qmp: &mut Qmp, names: &Names, there: &Parts) -> std::result::Result<(), QmpError> {
+    if there.device {
+        return Ok(());
+    }
+    if there.disk.is_some() {
+        qmp.execute("blockdev-del", json!({"node-name": names.disk})).await?;
+    }
+    if there.cut {
+        qmp.execute("blockdev-del", json!({"node-name": names.cut})).await?;
+    }
+    Ok(())
+}
+
+/// Ends the session, and forgets its secret.
+async fn log_out(qmp: &mut Qmp, names: &Names, there: &Parts) -> std::result::Result<(), QmpError> {
+    clear(qmp, names, there).await?;
+    if there.session.is_some() {
+        qmp.execute("blockdev-del", json!({"node-name": names.serial})).await?;
+    }
+    match qmp.execute("object-del", json!({"id": names.chap})).await {
+        Err(e) if e.says("not found") => Ok(()),
+        done => done.map(drop),
+    }
+}

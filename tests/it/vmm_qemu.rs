@@ -1,0 +1,394 @@
+//! The QEMU driver on a real QEMU with a real guest and a real tgtd.
+//!
+//! A guest takes ten seconds to boot under emulation, so the scenes below share one, one after another.
+
+use std::io::{Read, Seek, SeekFrom};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tempfile::TempDir;
+use vbs::config;
+use vbs::delegate::vmm::qemu::Qemu;
+use vbs::delegate::vmm::qmp::Qmp;
+use vbs::delegate::{
+    ConnectSpec, Detach, DiskSpec, ErrorKind, ExportSpec, Generation, ObservedMachine, Pause, Portal, Secret,
+    VmmDelegate,
+};
+use vbs::dev::console;
+use vbs::dev::guest_image::{self, GuestImage};
+use vbs::dev::guests::{Guest, PROGRAM};
+use vbs::ids::VolumeId;
+
+const MACHINE: &str = "vm-1";
+const SIZE: u64 = 64 << 20;
+const GENERATION: Generation = Generation(1);
+
+/// A process that ends with the test.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A tgtd of our own, driven by hand.
+struct Target {
+    _process: Process,
+    dir: PathBuf,
+    portal: SocketAddr,
+}
+
+impl Target {
+    fn start(dir: &Path) -> Self {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let portal = free.local_addr().unwrap();
+        drop(free);
+        let mut tgtd = Command::new("tgtd");
+        tgtd.args(["-f", "-C", "1", "--iscsi"]).arg(format!("portal={portal}")).env("TGT_IPC_SOCKET", dir.join("ipc"));
+        let process = Process(tgtd.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("package tgt"));
+        wait_for("tgtd", || TcpStream::connect(portal).is_ok());
+        Self { _process: process, dir: dir.to_owned(), portal }
+    }
+
+    fn admin(&self, args: &[&str]) -> String {
+        let mut tgtadm = Command::new("tgtadm");
+        tgtadm.args(["-C", "1", "--lld", "iscsi"]).args(args).env("TGT_IPC_SOCKET", self.dir.join("ipc"));
+        let output = tgtadm.output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Exports a volume under a name of its own for this attachment.
+    fn export(&self, volume: &Volume, tid: &str) -> ExportSpec {
+        let iqn = format!("iqn.2026-01.test.vbs:{}.{tid}", volume.id.serial());
+        let user = format!("user-{tid}");
+        let initiator = format!("iqn.2026-01.test.vbs:{MACHINE}");
+        let file = volume.file.to_str().unwrap();
+        let target = ["--mode", "target", "--tid", tid];
+        let account = ["--mode", "account", "--user", &user];
+        self.admin(&[&target[..], &["--op", "new", "--targetname", &iqn]].concat());
+        self.admin(&["--mode", "logicalunit", "--op", "new", "--tid", tid, "--lun", "1", "--backing-store", file]);
+        self.admin(&[&account[..], &["--op", "new", "--password", "secretsecret12"]].concat());
+        self.admin(&[&account[..], &["--op", "bind", "--tid", tid]].concat());
+        self.admin(&[&target[..], &["--op", "bind", "--initiator-name", &initiator]].concat());
+        ExportSpec {
+            volume: volume.id.clone(),
+            iqn,
+            lun: 1,
+            chap_user: user,
+            chap_secret: Secret("secretsecret12".into()),
+            initiator_iqn: initiator,
+        }
+    }
+
+    /// Whether anybody is logged in to a target. tgtd notices a log-out a moment after it.
+    fn becomes_free(&self, tid: &str) {
+        wait_for("the log-out", || !self.admin(&["--mode", "conn", "--op", "show", "--tid", tid]).contains("Session"));
+    }
+}
+
+struct Volume {
+    id: VolumeId,
+    file: PathBuf,
+}
+
+impl Volume {
+    fn new(dir: &Path) -> Self {
+        let id = VolumeId::generate();
+        let file = dir.join(id.as_str());
+        std::fs::File::create(&file).unwrap().set_len(SIZE).unwrap();
+        Self { id, file }
+    }
+
+    /// The number that block `n` of 4096 bytes holds.
+    fn block(&self, n: u64) -> Option<u64> {
+        let mut block = [0; 4096];
+        let mut file = std::fs::File::open(&self.file).unwrap();
+        file.seek(SeekFrom::Start(n * 4096)).unwrap();
+        file.read_exact(&mut block).unwrap();
+        std::str::from_utf8(&block).ok()?.trim().parse().ok()
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        std::fs::read(&self.file).unwrap()
+    }
+}
+
+/// One guest, one target and the driver under test.
+struct Lab {
+    dir: TempDir,
+    target: Target,
+    guest: Guest,
+    qemu_process: Process,
+    qemu: Qemu,
+}
+
+impl Lab {
+    async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        // Kept from run to run: unpacking the kernel takes longer than booting it.
+        let image = guest_image::ensure(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("guest-image")).await.unwrap();
+        let guest = Guest::open(dir.path(), &dir.path().join("qmp"), 1).await.unwrap();
+        let qemu_process = boot(&guest, &image);
+        let target = Target::start(dir.path());
+        let qemu = Qemu::start(&driver_config(dir.path())).await.unwrap();
+        guest.wait_ready(Duration::from_secs(120)).await.unwrap();
+        Self { dir, target, guest, qemu_process, qemu }
+    }
+
+    async fn guest_runs(&self, command: &str) -> String {
+        let answer = console::run(&self.guest.serial_socket(), command, Duration::from_secs(30)).await;
+        let (output, status) = answer.unwrap_or_else(|e| panic!("{command}: {e}"));
+        assert_eq!(status, 0, "{command}: {output}");
+        output.trim().to_owned()
+    }
+
+    /// As an operator at the monitor.
+    async fn monitor(&self, command: &str) -> serde_json::Value {
+        let mut qmp = Qmp::connect(&self.guest.qmp_socket(), Duration::from_secs(10)).await.unwrap();
+        qmp.execute(command, json!({})).await.unwrap()
+    }
+
+    async fn machine_rests(&self) -> bool {
+        self.monitor("query-status").await["running"] == false
+    }
+
+    async fn observed(&self) -> ObservedMachine {
+        let mut machines = self.qemu.observe().await.unwrap().machines;
+        assert_eq!(machines.len(), 1);
+        machines.remove(0)
+    }
+
+    fn connect_spec(&self, export: &ExportSpec) -> ConnectSpec {
+        let portal = Portal { address: self.target.portal.to_string() };
+        ConnectSpec { export: export.clone(), portal, machine: MACHINE.into() }
+    }
+
+    /// Connects and attaches, and returns the guest's name of the disk.
+    async fn attach(&self, export: &ExportSpec) -> String {
+        self.qemu.ensure_connected(GENERATION, &self.connect_spec(export)).await.unwrap();
+        self.qemu.ensure_attached(GENERATION, &disk(export)).await.unwrap();
+        self.guest_runs(&format!("disk {}", export.volume.serial())).await
+    }
+
+    async fn detach(&self, export: &ExportSpec) -> Detach {
+        self.qemu.ensure_detached(GENERATION, &disk(export), false).await.unwrap()
+    }
+
+    async fn disconnect(&self, export: &ExportSpec, tid: &str) {
+        self.qemu.ensure_disconnected(GENERATION, &disk(export)).await.unwrap();
+        self.target.becomes_free(tid);
+    }
+}
+
+fn boot(guest: &Guest, image: &GuestImage) -> Process {
+    let mut qemu = Command::new(PROGRAM);
+    qemu.args(guest.args(image)).stdin(Stdio::null()).stdout(Stdio::null());
+    Process(qemu.spawn().expect("package qemu-system-x86"))
+}
+
+fn driver_config(dir: &Path) -> config::Vmm {
+    let qemu = config::Qemu { qmp_dir: dir.join("qmp"), iqn_prefix: "iqn.2026-01.test.vbs".into(), detach_wait_s: 3 };
+    config::Vmm { data_dir: dir.join("vmm"), qemu }
+}
+
+fn disk(export: &ExportSpec) -> DiskSpec {
+    DiskSpec {
+        volume: export.volume.clone(),
+        iqn: export.iqn.clone(),
+        machine: MACHINE.into(),
+        device: "/dev/sdf".into(),
+    }
+}
+
+fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < end, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_gets_uses_keeps_and_loses_disks_as_it_is_told() {
+    let mut lab = Lab::start().await;
+    a_disk_comes_is_written_to_and_goes(&lab).await;
+    a_wrong_secret_leaves_nothing_behind(&lab).await;
+    pauses_hold_break_and_add_up(&mut lab).await;
+    a_guest_that_holds_on_is_busy_until_force_cuts_it_off(&lab).await;
+    force_stops_a_guest_in_the_middle_of_writing(&lab).await;
+    a_machine_that_hangs_is_not_a_machine_that_is_gone(&mut lab).await;
+}
+
+async fn a_disk_comes_is_written_to_and_goes(lab: &Lab) {
+    let volume = Volume::new(lab.dir.path());
+    let export = lab.target.export(&volume, "1");
+    let machine = lab.observed().await;
+    assert_eq!((machine.running, machine.paused, machine.vcpus), (true, false, 1));
+    assert_eq!((&machine.uuid, machine.memory_mib), (&lab.guest.uuid, u64::from(lab.guest.memory_mib)));
+    assert_eq!(machine.disks, vec![]);
+
+    let started = Instant::now();
+    let device = lab.attach(&export).await;
+    println!("attached and seen by the guest after {:?}", started.elapsed());
+    assert_eq!(lab.attach(&export).await, device, "a second time changes nothing");
+    assert_eq!(lab.guest_runs(&format!("blockdev --getsize64 {device}")).await, SIZE.to_string());
+    lab.guest_runs(&format!("write-numbered {device} 100 50")).await;
+    assert_eq!([volume.block(49), volume.block(50), volume.block(149)], [None, Some(50), Some(149)]);
+    let sum = lab.guest_runs(&format!("md5 {device} {SIZE}")).await;
+    let md5 = Command::new("md5sum").arg(&volume.file).output().unwrap().stdout;
+    assert!(String::from_utf8(md5).unwrap().starts_with(&sum));
+    let disks = lab.observed().await.disks;
+    assert_eq!((disks.len(), &disks[0].iqn, disks[0].attached), (1, &export.iqn, true));
+
+    let refused = lab.qemu.ensure_disconnected(GENERATION, &disk(&export)).await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Retry);
+    let another = DiskSpec { iqn: "iqn.2026-01.test.vbs:another".into(), ..disk(&export) };
+    assert_eq!(lab.qemu.ensure_detached(GENERATION, &another, true).await.unwrap(), Detach::Gone);
+    lab.qemu.ensure_disconnected(GENERATION, &another).await.unwrap();
+    assert!(lab.observed().await.disks[0].attached, "the end of another attachment is not this one's");
+
+    let started = Instant::now();
+    assert_eq!(lab.detach(&export).await, Detach::Gone);
+    println!("detached after {:?}", started.elapsed());
+    assert_eq!(lab.detach(&export).await, Detach::Gone);
+    let disks = lab.observed().await.disks;
+    assert_eq!((disks.len(), disks[0].attached), (1, false));
+    lab.disconnect(&export, "1").await;
+    lab.disconnect(&export, "1").await;
+    assert_eq!(lab.observed().await.disks, vec![]);
+}
+
+async fn a_wrong_secret_leaves_nothing_behind(lab: &Lab) {
+    let volume = Volume::new(lab.dir.path());
+    let export = lab.target.export(&volume, "2");
+    let wrong = ExportSpec { chap_secret: Secret("not-the-secret".into()), ..export.clone() };
+    for _ in 0..2 {
+        let refused = lab.qemu.ensure_connected(GENERATION, &lab.connect_spec(&wrong)).await.unwrap_err();
+        assert_eq!(refused.kind, ErrorKind::Retry);
+        assert!(refused.message.contains("Authentication failure") && !refused.message.contains("not-the-secret"));
+    }
+    lab.attach(&export).await;
+    assert_eq!(lab.detach(&export).await, Detach::Gone);
+    lab.disconnect(&export, "2").await;
+}
+
+async fn pauses_hold_break_and_add_up(lab: &mut Lab) {
+    let volumes = [Volume::new(lab.dir.path()), Volume::new(lab.dir.path())];
+    let exports = [lab.target.export(&volumes[0], "3"), lab.target.export(&volumes[1], "4")];
+    let (one, two) = (disk(&exports[0]), disk(&exports[1]));
+    let device = lab.attach(&exports[0]).await;
+    lab.attach(&exports[1]).await;
+    lab.guest_runs(&format!("start-writer {device}")).await;
+    wait_for("the writer", || volumes[0].block(10).is_some());
+
+    // Held: not a byte changes.
+    lab.qemu.ensure_paused(GENERATION, &one, 60).await.unwrap();
+    lab.qemu.ensure_paused(GENERATION, &two, 60).await.unwrap();
+    assert!(lab.observed().await.paused);
+    let before = volumes[0].bytes();
+    assert_eq!(lab.qemu.ensure_resumed(GENERATION, &two).await.unwrap(), Pause::Held);
+    assert!(lab.machine_rests().await, "the first pause is not over");
+    assert!(volumes[0].bytes() == before);
+    assert_eq!(lab.qemu.ensure_resumed(GENERATION, &one).await.unwrap(), Pause::Held);
+    assert!(!lab.machine_rests().await && !lab.observed().await.paused);
+    wait_for("the writer to go on", || volumes[0].bytes() != before);
+
+    // Broken: it runs out, or somebody else ends it.
+    lab.qemu.ensure_paused(GENERATION, &one, 1).await.unwrap();
+    while lab.machine_rests().await {}
+    assert_eq!(lab.qemu.ensure_resumed(GENERATION, &one).await.unwrap(), Pause::Broken);
+    lab.qemu.ensure_paused(GENERATION, &one, 60).await.unwrap();
+    let before = volumes[0].bytes();
+    lab.monitor("cont").await;
+    wait_for("the writer to go on", || volumes[0].bytes() != before);
+    lab.monitor("stop").await;
+    assert_eq!(lab.qemu.ensure_resumed(GENERATION, &one).await.unwrap(), Pause::Broken);
+    assert_eq!(lab.qemu.ensure_resumed(GENERATION, &one).await.unwrap(), Pause::Broken);
+
+    // A machine that the operator has paused stays paused.
+    lab.monitor("stop").await;
+    lab.qemu.ensure_paused(GENERATION, &one, 60).await.unwrap();
+    assert_eq!(lab.qemu.ensure_resumed(GENERATION, &one).await.unwrap(), Pause::Held);
+    assert!(lab.machine_rests().await);
+    lab.monitor("cont").await;
+
+    // The next life of the delegate ends the pauses of the last.
+    lab.qemu.ensure_paused(GENERATION, &one, 600).await.unwrap();
+    lab.qemu = Qemu::start(&driver_config(lab.dir.path())).await.unwrap();
+    while lab.machine_rests().await {}
+    assert_eq!(lab.qemu.ensure_resumed(GENERATION, &one).await.unwrap(), Pause::Broken);
+
+    lab.guest_runs("stop-writer").await;
+    for (export, tid) in exports.iter().zip(["3", "4"]) {
+        assert_eq!(lab.detach(export).await, Detach::Gone);
+        lab.disconnect(export, tid).await;
+    }
+}
+
+async fn a_guest_that_holds_on_is_busy_until_force_cuts_it_off(lab: &Lab) {
+    let volume = Volume::new(lab.dir.path());
+    let first = lab.target.export(&volume, "5");
+    lab.attach(&first).await;
+    lab.monitor("stop").await;
+    assert_eq!(lab.detach(&first).await, Detach::Busy);
+    assert_eq!(lab.detach(&first).await, Detach::Busy);
+    assert!(lab.observed().await.disks[0].attached);
+
+    for _ in 0..2 {
+        assert_eq!(lab.qemu.ensure_detached(GENERATION, &disk(&first), true).await.unwrap(), Detach::Gone);
+    }
+    assert!(!lab.observed().await.disks[0].attached);
+    lab.disconnect(&first, "5").await;
+    assert_eq!(lab.observed().await.disks, vec![]);
+
+    // The dead device is still in the guest, so the volume cannot come back to it, until the guest lets go.
+    let second = lab.target.export(&volume, "6");
+    lab.qemu.ensure_connected(GENERATION, &lab.connect_spec(&second)).await.unwrap();
+    let refused = lab.qemu.ensure_attached(GENERATION, &disk(&second)).await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Retry);
+    lab.monitor("cont").await;
+    while lab.qemu.ensure_attached(GENERATION, &disk(&second)).await.is_err() {}
+    let device = lab.attach(&second).await;
+    lab.guest_runs(&format!("write-numbered {device} 1 7")).await;
+    assert_eq!(volume.block(7), Some(7));
+    assert_eq!(lab.detach(&second).await, Detach::Gone);
+    lab.disconnect(&second, "6").await;
+}
+
+async fn force_stops_a_guest_in_the_middle_of_writing(lab: &Lab) {
+    let volume = Volume::new(lab.dir.path());
+    let export = lab.target.export(&volume, "7");
+    let device = lab.attach(&export).await;
+    lab.guest_runs(&format!("start-writer {device}")).await;
+    wait_for("the writer", || volume.block(10).is_some());
+    assert_eq!(lab.qemu.ensure_detached(GENERATION, &disk(&export), true).await.unwrap(), Detach::Gone);
+    lab.disconnect(&export, "7").await;
+    let after = volume.bytes();
+    lab.guest_runs("stop-writer").await;
+    assert!(volume.bytes() == after);
+}
+
+async fn a_machine_that_hangs_is_not_a_machine_that_is_gone(lab: &mut Lab) {
+    let volume = Volume::new(lab.dir.path());
+    let export = lab.target.export(&volume, "8");
+    lab.attach(&export).await;
+    let known = lab.observed().await;
+    let pid = rustix::process::Pid::from_child(&lab.qemu_process.0);
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    assert_eq!(lab.observed().await, known);
+    let silent = lab.qemu.ensure_detached(GENERATION, &disk(&export), true).await.unwrap_err();
+    assert_eq!(silent.kind, ErrorKind::Retry);
+
+    lab.qemu_process.0.kill().unwrap();
+    lab.qemu_process.0.wait().unwrap();
+    assert_eq!(lab.detach(&export).await, Detach::Gone);
+    lab.disconnect(&export, "8").await;
+    let gone = lab.observed().await;
+    assert_eq!((gone.running, gone.uuid, gone.disks), (false, known.uuid, vec![]));
+}
