@@ -95,10 +95,7 @@ impl Postgres {
             },
         };
         loop {
-            let error = match self.connect("postgres").await {
-                Ok(_) => return Ok(()),
-                Err(error) => error,
-            };
+            let Err(error) = self.connect("postgres").await else { return Ok(()) };
             if ended_within(&child, Duration::from_millis(20)).await? {
                 // One that an earlier run has just started holds the data directory's lock, and will answer soon.
                 if let Some(pid) = self.listener().await.filter(|pid| *pid != child.pid) {
@@ -114,7 +111,7 @@ impl Postgres {
         }
     }
 
-    /// The process that listens on the socket: unix(7), SO_PEERCRED.
+    /// The process that listens on the socket: unix(7), `SO_PEERCRED`.
     async fn listener(&self) -> Option<i32> {
         UnixStream::connect(self.socket_dir.join(SOCKET)).await.ok()?.peer_cred().ok()?.pid()
     }
