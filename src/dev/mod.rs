@@ -3,11 +3,13 @@
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-mod account;
+pub mod account;
 pub mod children;
 pub mod postgres;
+pub mod sockets;
+pub mod tgtd;
 
 /// What went wrong, in a sentence for the person at the terminal: it names the file or the program.
 #[derive(Debug, thiserror::Error)]
@@ -41,4 +43,15 @@ fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<(), DevError
         fs::rename(&temporary, path)
     };
     write().map_err(|e| DevError::io(path, &e))
+}
+
+/// Looks for a program in PATH, and where Debian keeps those that it thinks only root has a use for. Says what to install
+/// when there is none.
+fn find_program(name: &str, debian_package: &str) -> Result<PathBuf, DevError> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let sbin = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
+    let found = std::env::split_paths(&path).chain(sbin).map(|dir| dir.join(name)).find(|file| file.is_file());
+    found.ok_or_else(|| {
+        DevError::new(format!("no {name}: install it (Debian: apt-get install {debian_package}), or run scripts/setup"))
+    })
 }

@@ -19,15 +19,13 @@ use tokio_postgres::NoTls;
 
 use super::account::{self, User};
 use super::children::{Child, Children, Spec};
-use super::{DevError, write_atomically};
+use super::{DevError, sockets, write_atomically};
 
 /// The name of its record and log.
 pub const NAME: &str = "postgres";
 
 /// The socket's file name is fixed by the port, and the port is a number only: nothing listens on TCP.
 const SOCKET: &str = ".s.PGSQL.5432";
-/// `sun_path` of unix(7), less the NUL.
-const SOCKET_PATH_MAX: usize = 107;
 const DATABASE: &str = "vbs";
 /// Recovery after a crash may take a while before the server answers.
 const START_DEADLINE: Duration = Duration::from_secs(120);
@@ -57,7 +55,8 @@ pub async fn start(dir: &Path, children: &Children, options: &[&str]) -> Result<
     if !data.exists() {
         initialise(&programs, &home, &data, user).await?;
     }
-    let socket_dir = socket_dir(&home, &data, user)?;
+    // The data directory itself is as closed to others as the socket must be.
+    let socket_dir = sockets::directory(&data, SOCKET.len(), user)?;
     let url = url(&socket_dir, DATABASE)?;
 
     let mut args: Vec<OsString> = vec!["-D".into(), data.clone().into(), "-k".into(), socket_dir.clone().into()];
@@ -77,10 +76,7 @@ impl Postgres {
     /// A fast shutdown: sessions are cut off, everything committed is kept.
     pub async fn stop(&self) -> Result<(), DevError> {
         self.children.stop(NAME, Signal::INT, STOP_PATIENCE).await?;
-        if self.socket_dir != self.data {
-            // Only a link to it is kept, and the next start makes another where this one is gone.
-            let _ = fs::remove_dir_all(&self.socket_dir);
-        }
+        sockets::remove_if_elsewhere(&self.data, &self.socket_dir);
         Ok(())
     }
 
@@ -199,31 +195,6 @@ async fn initialise(programs: &Programs, home: &Path, data: &Path, user: Option<
         return Err(DevError::new(format!("initdb: {}: {}", output.status, words.trim_end())));
     }
     fs::rename(&new, data).map_err(|e| DevError::io(data, &e))
-}
-
-/// The data directory itself, which is closed to others; or a short one of the same kind when the socket's path would be
-/// too long there. `HOME/socket.location` remembers it, so that a server that outlived us is found again.
-fn socket_dir(home: &Path, data: &Path, user: Option<User>) -> Result<PathBuf, DevError> {
-    if data.join(SOCKET).as_os_str().len() <= SOCKET_PATH_MAX {
-        return Ok(data.to_owned());
-    }
-    let location = home.join("socket.location");
-    if let Ok(text) = fs::read_to_string(&location) {
-        let dir = PathBuf::from(text.trim_end());
-        if dir.is_dir() {
-            return Ok(dir);
-        }
-    }
-    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| user.is_none() && dir.is_dir());
-    let parent = runtime.unwrap_or_else(|| PathBuf::from("/tmp"));
-    let dir = parent.join(format!("vbs-{}", uuid::Uuid::new_v4()));
-    // Not recursive: in a directory that all may write to, the name must be ours alone.
-    fs::DirBuilder::new().mode(0o700).create(&dir).map_err(|e| DevError::io(&dir, &e))?;
-    if let Some(user) = user {
-        user.own(&dir)?;
-    }
-    write_atomically(&location, dir.to_string_lossy().as_bytes(), 0o600)?;
-    Ok(dir)
 }
 
 fn url(socket_dir: &Path, database: &str) -> Result<String, DevError> {
