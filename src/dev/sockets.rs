@@ -1,0 +1,71 @@
+//! A unix socket's path has 107 bytes at most (unix(7)), and a data directory's path may be longer than that already.
+
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use super::account::User;
+use super::{DevError, write_atomically};
+
+/// `sun_path`, less the NUL.
+const PATH_MAX: usize = 107;
+
+/// A directory for sockets that only the user can enter: `preferred`, where the longest name in it still fits; else a short
+/// one, which a file beside `preferred` remembers, so that children that outlived us are found again.
+pub fn directory(preferred: &Path, longest_name: usize, user: Option<User>) -> Result<PathBuf, DevError> {
+    if preferred.as_os_str().len() + 1 + longest_name <= PATH_MAX {
+        make(preferred, true)?;
+        own(preferred, user)?;
+        return Ok(preferred.to_owned());
+    }
+    let location = preferred.with_extension("location");
+    if let Ok(text) = fs::read_to_string(&location) {
+        let dir = PathBuf::from(text.trim_end());
+        if dir.is_dir() {
+            return Ok(dir);
+        }
+    }
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| user.is_none() && dir.is_dir());
+    let dir = runtime.unwrap_or_else(|| "/tmp".into()).join(format!("vbs-{}", uuid::Uuid::new_v4()));
+    // In a directory that all may write to, one that exists already is not ours.
+    make(&dir, false)?;
+    own(&dir, user)?;
+    write_atomically(&location, dir.to_string_lossy().as_bytes(), 0o600)?;
+    Ok(dir)
+}
+
+/// Removes a directory that [`directory`] chose elsewhere; the next start makes another.
+pub fn remove_if_elsewhere(preferred: &Path, chosen: &Path) {
+    if preferred != chosen {
+        let _ = fs::remove_dir_all(chosen);
+    }
+}
+
+fn make(dir: &Path, may_exist: bool) -> Result<(), DevError> {
+    let made = fs::DirBuilder::new().recursive(may_exist).mode(0o700).create(dir);
+    made.and_then(|()| fs::set_permissions(dir, fs::Permissions::from_mode(0o700))).map_err(|e| DevError::io(dir, &e))
+}
+
+fn own(dir: &Path, user: Option<User>) -> Result<(), DevError> {
+    user.map_or(Ok(()), |user| user.own(dir))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_path_is_given_a_short_stand_in_that_is_remembered_until_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let near = dir.path().join("near");
+        assert_eq!(directory(&near, 20, None).unwrap(), near);
+        let far = dir.path().join("f".repeat(100));
+        let chosen = directory(&far, 20, None).unwrap();
+        assert!(chosen.as_os_str().len() + 21 <= PATH_MAX);
+        assert_eq!(directory(&far, 20, None).unwrap(), chosen);
+        remove_if_elsewhere(&far, &chosen);
+        let another = directory(&far, 20, None).unwrap();
+        assert_ne!(another, chosen);
+        remove_if_elsewhere(&far, &another);
+    }
+}
