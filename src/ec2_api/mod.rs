@@ -1,1 +1,141 @@
-//! Placeholder.
+//! The EC2 Query API: decode, authenticate, dispatch, render.
+//!
+//! A request is a form, signed by an access key; an answer is XML. [`Api::serve`] takes a request through all of it, and
+//! whatever goes wrong anywhere comes out as the error document that EC2 clients understand. The form is decoded before
+//! the signature is verified, because a refusal must already speak the dialect that the caller asked in; nothing is
+//! done before both.
+//!
+//! To find an action: the table in [`actions`] names its function. A handler takes its parameters, checks them in the
+//! order in which AWS does, and then runs one transaction: check, change, enqueue the workflow, commit.
+
+pub mod actions;
+mod auth;
+mod device;
+pub mod error;
+mod faults;
+mod filters;
+mod paging;
+mod query;
+mod region;
+mod resource_id;
+mod sts;
+mod tag_rules;
+mod volume_types;
+mod xml;
+mod zones;
+
+use crate::config::Config;
+use crate::db::Pool;
+use crate::seal::Sealer;
+use crate::sigv4;
+
+use auth::{Caller, Keys};
+use error::{ApiError, ApiResult};
+use query::Query;
+use region::Region;
+use xml::Xml;
+
+/// What every request needs.
+pub struct Api {
+    pool: Pool,
+    region: Region,
+    keys: Keys,
+}
+
+/// A request that was understood and whose sender is known.
+#[derive(Debug)]
+pub struct Call {
+    /// Who sent it.
+    caller: Caller,
+    /// Names it in the answer and in the log.
+    request_id: String,
+    /// The action, as the table has it.
+    action: &'static str,
+    /// The version of the API that the caller speaks.
+    version: String,
+    /// Whether it is only a trial.
+    dry_run: bool,
+    /// The host by which the caller reached us, with the port.
+    host: String,
+}
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reply {
+    /// The HTTP status.
+    pub status: u16,
+    /// XML.
+    pub body: String,
+}
+
+impl Api {
+    /// Makes the front of a gateway.
+    pub fn new(config: &Config, pool: Pool, sealer: Sealer) -> Self {
+        Self { pool, region: Region::new(config), keys: Keys::new(sealer, config.gateway.sigv2) }
+    }
+
+    /// Forgets what is remembered of access keys, because one was changed.
+    pub fn forget_keys(&self) {
+        self.keys.forget();
+    }
+
+    /// Takes a request through the whole pipeline. Never fails: a failure is an answer too.
+    pub async fn serve(&self, request: sigv4::Request<'_>, request_id: &str) -> Reply {
+        let query = match Query::decode(request.query.as_bytes(), request.body) {
+            Ok(query) => query,
+            Err(error) => return refuse(&error, None, request_id),
+        };
+        let action = query.action.clone();
+        match self.run(&request, query, request_id).await {
+            Ok(body) => Reply { status: 200, body },
+            Err(error) => refuse(&error, action.as_deref(), request_id),
+        }
+    }
+
+    async fn run(&self, request: &sigv4::Request<'_>, query: Query, request_id: &str) -> ApiResult<String> {
+        let caller = self.keys.authenticate(&self.pool, request).await?;
+        let Query { action, version, mut params } = query;
+        let Some(asked) = action.filter(|action| !action.is_empty()) else { return Err(faults::missing_action()) };
+        let Some(action) = actions::find(&asked) else { return Err(faults::invalid_action(&asked)) };
+        let dry_run = params.boolean("DryRun")?.unwrap_or(false);
+        let host = request.headers.get("host").and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned();
+        let call = Call { caller, request_id: request_id.to_owned(), action: action.name, version, dry_run, host };
+        tracing::debug!(request_id, action = call.action, account = &*call.caller.account_id, "call");
+        (action.run)(self, &call, params).await
+    }
+}
+
+impl Call {
+    /// Starts the answer.
+    fn answer(&self) -> Xml {
+        Xml::answer(self.action, &self.version, &self.request_id)
+    }
+
+    /// The answer of actions that have nothing to tell: `<return>true</return>`.
+    fn done(&self) -> String {
+        let mut xml = self.answer();
+        xml.plain("return", true);
+        xml.finish()
+    }
+
+    /// Ends a request that was only a trial. Each action does it at the point where AWS does.
+    fn stop_if_dry_run(&self) -> ApiResult<()> {
+        if self.dry_run { Err(faults::dry_run()) } else { Ok(()) }
+    }
+}
+
+/// Renders a failure, and logs what the client is not told.
+fn refuse(error: &ApiError, action: Option<&str>, request_id: &str) -> Reply {
+    if let Some(inside) = &error.inside {
+        if error.status >= 500 {
+            tracing::error!(request_id, action, code = error.code, inside, "failed");
+        } else {
+            tracing::info!(request_id, action, code = error.code, inside, "refused");
+        }
+    }
+    if action == Some(sts::ACTION) {
+        let (status, body) = sts::render(error, request_id);
+        return Reply { status, body };
+    }
+    Reply { status: error.status, body: error.render(request_id) }
+}

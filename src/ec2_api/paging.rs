@@ -1,0 +1,214 @@
+//! Pages by keyset: a page starts behind the last key of the one before it, so that it costs the same wherever it is and
+//! nothing is shown twice or skipped while others create and delete.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use super::error::ApiResult;
+use super::faults::{invalid_combination, invalid_value};
+use super::query::Params;
+
+/// The most items of one page, whatever is asked for.
+const MOST: i32 = 1_000;
+/// The most items of an answer to a caller who asked for no pages: beyond it even that caller gets a token. boto 2 and
+/// many scripts know no tokens, so it is high; but an answer must have an end.
+const MOST_UNASKED: i32 = 20_000;
+/// How many rows are fetched at once.
+const CHUNK: i32 = 1_000;
+
+/// `MaxResults` and `NextToken` as they came.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PageParams {
+    max_results: Option<i32>,
+    next_token: Option<String>,
+}
+
+/// How an action words its refusals.
+#[derive(Debug, Clone, Copy)]
+pub struct PageRules {
+    /// The name of the list of ids in texts (`volumeIdsSet`).
+    pub ids_set: &'static str,
+    /// What a token of this action starts with, so that it fits no other.
+    pub kind: &'static str,
+    /// Whether `MaxResults=0` means none (the EBS CSI driver sends it to DescribeSnapshots).
+    pub zero_is_none: bool,
+}
+
+/// Where a page starts and how long it may be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    /// The last key of the page before.
+    pub after: Option<String>,
+    left: i32,
+    kind: &'static str,
+}
+
+impl PageParams {
+    /// Takes both parameters.
+    pub fn take(params: &mut Params) -> ApiResult<Self> {
+        Ok(Self { max_results: params.integer("MaxResults")?, next_token: params.filled("NextToken") })
+    }
+
+    /// Judges them. Ids and pages exclude one another.
+    pub fn check(self, rules: PageRules, with_ids: bool) -> ApiResult<Page> {
+        let max_results = self.max_results.filter(|max| !(rules.zero_is_none && *max == 0));
+        let exclude = |name: &str| {
+            Err(invalid_combination(format!(
+                "The parameter {} cannot be used with the parameter {name}",
+                rules.ids_set
+            )))
+        };
+        if with_ids && max_results.is_some() {
+            return exclude("maxResults");
+        }
+        if with_ids && self.next_token.is_some() {
+            return exclude("nextToken");
+        }
+        if let Some(max) = max_results.filter(|max| *max < 5) {
+            return Err(invalid_value(format!(
+                "Value ( {max} ) for parameter maxResults is invalid. Expecting a value greater than 5."
+            )));
+        }
+        let after = match self.next_token {
+            Some(token) => {
+                Some(read(&token, rules.kind).ok_or_else(|| invalid_value("Unable to parse pagination token"))?)
+            }
+            None => None,
+        };
+        Ok(Page { after, left: max_results.map_or(MOST_UNASKED, |max| max.min(MOST)), kind: rules.kind })
+    }
+}
+
+impl Page {
+    /// How many rows to ask the database for: one more than will be shown, which tells whether there is more.
+    pub fn fetch(&self) -> i64 {
+        i64::from(self.left.min(CHUNK)) + 1
+    }
+
+    /// Takes in the rows that were fetched: cuts off the one too many, and moves behind the last one kept. Tells how it goes
+    /// on.
+    pub fn advance<R>(&mut self, rows: &mut Vec<R>, key: impl Fn(&R) -> String) -> Onward {
+        let room = usize::try_from(self.left.min(CHUNK)).unwrap_or(0);
+        let more = rows.len() > room;
+        rows.truncate(room);
+        self.left -= i32::try_from(rows.len()).unwrap_or(self.left);
+        if let Some(last) = rows.last() {
+            self.after = Some(key(last));
+        }
+        match (&self.after, more) {
+            (Some(after), true) if self.left <= 0 => Onward::Token(write(after, self.kind)),
+            (_, true) => Onward::Fetch,
+            (_, false) => Onward::End,
+        }
+    }
+}
+
+/// What follows rows that were fetched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Onward {
+    /// Nothing.
+    End,
+    /// More rows of the same page.
+    Fetch,
+    /// Another page; this is the token for it.
+    Token(String),
+}
+
+/// A token is the kind and the key, encoded so that nobody builds on its form.
+fn write(key: &str, kind: &str) -> String {
+    URL_SAFE_NO_PAD.encode(format!("1:{kind}:{key}"))
+}
+
+fn read(token: &str, kind: &str) -> Option<String> {
+    if token.len() > 1024 {
+        return None;
+    }
+    let text = String::from_utf8(URL_SAFE_NO_PAD.decode(token).ok()?).ok()?;
+    let key = text.strip_prefix("1:")?.strip_prefix(kind)?.strip_prefix(':')?;
+    (!key.is_empty() && key.chars().all(super::xml::legal)).then(|| key.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RULES: PageRules = PageRules { ids_set: "volumeIdsSet", kind: "volume", zero_is_none: false };
+
+    fn page(max_results: Option<i32>, next_token: Option<&str>, with_ids: bool) -> Result<Page, String> {
+        let params = PageParams { max_results, next_token: next_token.map(Into::into) };
+        params.check(RULES, with_ids).map_err(|error| error.message)
+    }
+
+    /// Reads a table of `rows` numbers page by page, as a client does.
+    fn walk(rows: u32, max_results: Option<i32>) -> Vec<Vec<u32>> {
+        let (mut pages, mut token) = (Vec::new(), None);
+        loop {
+            let mut page = page(max_results, token.as_deref(), false).unwrap();
+            let mut shown = Vec::new();
+            token = loop {
+                let start = page.after.as_ref().map_or(0, |after| after.parse::<u32>().unwrap() + 1);
+                let mut fetched: Vec<u32> = (start..rows).take(usize::try_from(page.fetch()).unwrap()).collect();
+                let onward = page.advance(&mut fetched, u32::to_string);
+                shown.append(&mut fetched);
+                match onward {
+                    Onward::Fetch => {}
+                    Onward::End => break None,
+                    Onward::Token(token) => break Some(token),
+                }
+            };
+            pages.push(shown);
+            if token.is_none() {
+                return pages;
+            }
+        }
+    }
+
+    #[test]
+    fn walking_the_pages_shows_every_row_once() {
+        for rows in [0, 1, 4, 5, 6, 10, 11, 999, 1_000, 1_001, 2_500] {
+            for max in [None, Some(5), Some(7), Some(1_000), Some(5_000)] {
+                let pages = walk(rows, max);
+                assert_eq!(pages.concat(), (0..rows).collect::<Vec<_>>(), "{rows} by {max:?}");
+                let most = usize::try_from(max.unwrap_or(20_000).min(20_000)).unwrap();
+                assert!(pages.iter().all(|page| page.len() <= most));
+                assert!(pages.len() == 1 || pages.iter().all(|page| !page.is_empty()), "no page for nothing");
+            }
+        }
+    }
+
+    #[test]
+    fn an_answer_without_max_results_has_an_end() {
+        assert_eq!(walk(20_001, None).iter().map(Vec::len).collect::<Vec<_>>(), [20_000, 1]);
+    }
+
+    #[test]
+    fn pages_are_refused_in_the_words_of_ec2() {
+        for (found, text) in [
+            (
+                page(Some(4), None, false),
+                "Value ( 4 ) for parameter maxResults is invalid. Expecting a value greater than 5.",
+            ),
+            (page(Some(4), None, true), "The parameter volumeIdsSet cannot be used with the parameter maxResults"),
+            (page(None, Some("x"), true), "The parameter volumeIdsSet cannot be used with the parameter nextToken"),
+        ] {
+            assert_eq!(found.unwrap_err(), text);
+        }
+        assert!(page(Some(5), None, false).is_ok());
+    }
+
+    #[test]
+    fn tokens_of_others_and_broken_ones_are_refused() {
+        for token in [
+            "invalid",
+            "AAAA",
+            "",
+            &write("x", "snapshot"),
+            &write("", "volume"),
+            &write("\0", "volume"),
+            &"A".repeat(4096),
+        ] {
+            assert_eq!(page(None, Some(token), false), Err("Unable to parse pagination token".into()), "{token}");
+        }
+        assert_eq!(page(None, Some(&write("vol-1", "volume")), false).unwrap().after.as_deref(), Some("vol-1"));
+    }
+}

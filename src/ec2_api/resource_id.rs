@@ -1,0 +1,154 @@
+//! Reads resource ids from the wire and words the refusals.
+//!
+//! EC2 grew over many years, and each family of actions refuses a bad id in a dialect of its own; clients match code and
+//! text. Any 8 or 17 hexadecimal digits pass here: AWS calls some of them malformed by a check that nobody has published,
+//! and for us they are ids that do not exist.
+
+use crate::ids::{Id, IdError, Kind};
+
+use super::error::{ApiError, ApiResult};
+use super::faults::{clip, invalid_value};
+
+/// How an action words its refusals.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// DeleteVolume.
+    DeleteVolume,
+    /// DescribeVolumes, over all its ids.
+    Volumes,
+    /// AttachVolume, DetachVolume, CreateSnapshot.
+    Volume,
+    /// CreateVolume, DescribeSnapshots and DeleteSnapshot.
+    Snapshot,
+    /// AttachVolume, DetachVolume.
+    Instance,
+    /// DescribeInstances.
+    Instances,
+}
+
+/// Reads an id that must be there.
+pub fn required<K: Kind>(text: Option<String>, dialect: Dialect) -> ApiResult<Id<K>> {
+    text.as_deref().map_or_else(|| Err(absent(dialect)), |text| read(text, dialect))
+}
+
+/// Reads a list of ids; none means all. Twins are asked for once.
+pub fn list<K: Kind>(texts: &[String], dialect: Dialect) -> ApiResult<Vec<Id<K>>> {
+    let mut ids = texts.iter().map(|text| read(text, dialect)).collect::<ApiResult<Vec<Id<K>>>>()?;
+    ids.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
+    ids.dedup_by(|a, b| a.as_str() == b.as_str());
+    Ok(ids)
+}
+
+/// Reads one id.
+pub fn read<K: Kind>(text: &str, dialect: Dialect) -> ApiResult<Id<K>> {
+    Id::parse(text).map_err(|why| refusal(text, why, dialect))
+}
+
+fn absent(dialect: Dialect) -> ApiError {
+    let message = match dialect {
+        Dialect::DeleteVolume => {
+            return ApiError::new(
+                "MissingParameter",
+                "The request must include the VolumeId parameter. Add the required parameter and retry the request.",
+            );
+        }
+        Dialect::Volumes | Dialect::Volume => null("null", "volumeId"),
+        Dialect::Snapshot => null("null", "snapshotId"),
+        Dialect::Instance | Dialect::Instances => null("null", "instanceId"),
+    };
+    ApiError::new("MissingParameter", message)
+}
+
+fn refusal(text: &str, why: IdError, dialect: Dialect) -> ApiError {
+    let shown = clip(text);
+    let missing = |message: String| ApiError::new("MissingParameter", message);
+    match (dialect, why) {
+        (Dialect::DeleteVolume, _) => invalid_value(format!("The volume ID '{shown}' is malformed")),
+        (Dialect::Volumes, _) if text.is_empty() => missing("The request must contain the parameter volumes".into()),
+        (Dialect::Volumes, _) => invalid_value(expected(shown, "volumes", "vol")),
+        (Dialect::Volume, _) if text.is_empty() => missing(null("", "volumeId")),
+        (Dialect::Snapshot, _) if text.is_empty() => missing(null("", "snapshotId")),
+        (Dialect::Instance, _) if text.is_empty() => missing(null("", "instanceId")),
+        (Dialect::Volume, IdError::NotAnId) => invalid_value(expected(shown, "volumeId", "vol")),
+        (Dialect::Snapshot, IdError::NotAnId) => invalid_value(expected(shown, "snapshotId", "snap")),
+        (Dialect::Volume, IdError::WrongLength) => malformed("InvalidVolumeID.Malformed", shown, "VOLUME"),
+        (Dialect::Snapshot, IdError::WrongLength) => malformed("InvalidSnapshotID.Malformed", shown, "SNAPSHOT"),
+        (Dialect::Instance, IdError::NotAnId) => {
+            ApiError::new("InvalidInstanceID.Malformed", format!("Invalid id: \"{shown}\" (expecting \"i-...\")"))
+        }
+        (Dialect::Instance | Dialect::Instances, _) => {
+            ApiError::new("InvalidInstanceID.Malformed", format!("Invalid id: \"{shown}\""))
+        }
+    }
+}
+
+fn null(value: &str, name: &str) -> String {
+    format!("Value ({value}) for parameter {name} is invalid. Parameter may not be null or empty.")
+}
+
+fn expected(value: &str, name: &str, prefix: &str) -> String {
+    format!("Value ({value}) for parameter {name} is invalid. Expected: '{prefix}-...'.")
+}
+
+/// The blanks are AWS's, the one at the end too.
+fn malformed(code: &'static str, value: &str, kind: &str) -> ApiError {
+    ApiError::new(code, format!("Value ( {value} ) for parameter {kind} is invalid. "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Instance, Snapshot, Volume};
+
+    fn fault<K: Kind + std::fmt::Debug>(text: &str, dialect: Dialect) -> (&'static str, String) {
+        let error = read::<K>(text, dialect).unwrap_err();
+        (error.code, error.message)
+    }
+
+    #[test]
+    fn each_action_refuses_a_bad_id_in_its_own_words() {
+        let long = "vol-000000000000000000";
+        for (found, code, message) in [
+            (
+                fault::<Volume>("bad", Dialect::DeleteVolume),
+                "InvalidParameterValue",
+                "The volume ID 'bad' is malformed",
+            ),
+            (fault::<Volume>("", Dialect::DeleteVolume), "InvalidParameterValue", "The volume ID '' is malformed"),
+            (
+                fault::<Volume>("bad", Dialect::Volumes),
+                "InvalidParameterValue",
+                "Value (bad) for parameter volumes is invalid. Expected: 'vol-...'.",
+            ),
+            (
+                fault::<Volume>("", Dialect::Volumes),
+                "MissingParameter",
+                "The request must contain the parameter volumes",
+            ),
+            (
+                fault::<Volume>(long, Dialect::Volume),
+                "InvalidVolumeID.Malformed",
+                "Value ( vol-000000000000000000 ) for parameter VOLUME is invalid. ",
+            ),
+            (
+                fault::<Snapshot>("snap-0ABCDEF0", Dialect::Snapshot),
+                "InvalidParameterValue",
+                "Value (snap-0ABCDEF0) for parameter snapshotId is invalid. Expected: 'snap-...'.",
+            ),
+            (
+                fault::<Instance>("10.10.1.202", Dialect::Instance),
+                "InvalidInstanceID.Malformed",
+                "Invalid id: \"10.10.1.202\" (expecting \"i-...\")",
+            ),
+        ] {
+            assert_eq!(found, (code, message.to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_list_is_sorted_and_without_twins() {
+        let texts = ["vol-0000000b", "vol-0000000a", "vol-0000000b"].map(str::to_owned);
+        let ids = list::<Volume>(&texts, Dialect::Volumes).unwrap();
+        assert_eq!(ids.iter().map(Id::as_str).collect::<Vec<_>>(), ["vol-0000000a", "vol-0000000b"]);
+    }
+}
