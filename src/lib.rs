@@ -10,15 +10,21 @@
 //! | [`delegate`] | storage and hypervisor nodes: traits, drivers, HTTP client and server (never sees [`db`]) |
 //! | [`workers`] | the workflow engine, the workflows, the sweeper |
 //! | [`ec2_api`] | the EC2 Query API (never sees [`delegate`]) |
+//! | [`delegates`], [`gateway`], [`credentials`] | the roles, put together from the parts |
 //! | [`dev`] | `vbs dev`: a private Postgres, tgtd and guests |
+//! | [`cli`] | the subcommands |
 //!
 //! `docs/ARCHITECTURE.md` walks through a request.
 
+pub mod cli;
 pub mod config;
+pub mod credentials;
 pub mod db;
 pub mod delegate;
+pub mod delegates;
 pub mod dev;
 pub mod ec2_api;
+pub mod gateway;
 pub mod ids;
 pub mod seal;
 pub mod server;

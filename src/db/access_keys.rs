@@ -66,3 +66,9 @@ pub async fn set_enabled(conn: &mut Conn, id: &str, enabled: bool) -> Result<boo
 pub async fn delete(conn: &mut Conn, id: &str) -> Result<bool> {
     Ok(diesel::delete(access_keys::table.find(id)).execute(conn).await? == 1)
 }
+
+/// Asks to be told of changed keys and accounts, on a connection kept for that.
+pub async fn listen(conn: &mut Conn) -> Result<()> {
+    diesel::sql_query("LISTEN vbs_access_keys").execute(conn).await?;
+    Ok(())
+}

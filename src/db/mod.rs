@@ -13,6 +13,7 @@ pub mod accounts;
 pub mod attachments;
 pub mod instances;
 pub mod schema;
+pub mod select;
 pub mod snapshots;
 pub mod tags;
 pub mod volumes;

@@ -1,0 +1,50 @@
+//! `vbs instance`
+
+use clap::Subcommand;
+
+use super::{ConfigFile, account};
+use crate::db::instances;
+use crate::ids::InstanceId;
+
+/// Instances: the machines that hypervisor nodes report.
+#[derive(Subcommand)]
+pub enum Instance {
+    /// List all instances, with the machines they are and whose they are
+    List {
+        #[command(flatten)]
+        file: ConfigFile,
+    },
+    /// Give an instance to an account
+    Assign {
+        /// The instance, `i-…`
+        instance: String,
+        /// The account, by its id or its name
+        account: String,
+        #[command(flatten)]
+        file: ConfigFile,
+    },
+}
+
+impl Instance {
+    /// Runs it.
+    pub async fn run(self) -> super::Result {
+        match self {
+            Self::List { file } => {
+                for instance in instances::list(&mut *file.connect().await?).await? {
+                    let owner = instance.account_id.as_deref().unwrap_or("-");
+                    let instances::Instance { id, node, machine, zone, state, .. } = &instance;
+                    println!("{id}\t{state}\t{zone}\t{node}\t{machine}\t{owner}");
+                }
+            }
+            Self::Assign { instance, account, file } => {
+                let id = InstanceId::parse(&instance).map_err(|e| format!("{instance}: {e}"))?;
+                let mut conn = file.connect().await?;
+                let account = account::find(&mut conn, &account).await?;
+                if !instances::assign(&mut conn, &id, &account.id).await? {
+                    return Err(format!("{instance} does not exist, or has volumes of another account attached").into());
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,5 @@
+//! What the integration tests stand on.
+
+pub mod client;
+pub mod cloud;
+pub mod postgres;
