@@ -41,7 +41,7 @@ pub fn sign(request: &Outgoing<'_>, now: DateTime<Utc>) -> [(&'static str, Strin
     let canonical = v4::canonical_request(request.method, &path, &query, headers.as_bytes(), SIGNED, &payload);
     let scope = v4::scope(&time[..8], request.region, request.service);
     let key = SigningKey::derive(request.secret, &time[..8], request.region, request.service);
-    let signature = hex::encode(key.mac(v4::string_to_sign(now, &scope, &canonical).as_bytes()));
+    let signature = hex::encode(key.mac(v4::string_to_sign(&time, &scope, &canonical).as_bytes()));
     let credential = format!("{}/{scope}", request.access_key_id);
     let authorization =
         format!("{} Credential={credential}, SignedHeaders={SIGNED}, Signature={signature}", v4::ALGORITHM);

@@ -8,6 +8,7 @@ use hyper::header::{HeaderName, HeaderValue};
 use super::*;
 
 const SECRET: &str = "a secret of forty characters, more or less";
+const TIMESTAMP: &str = "20260131T120000Z";
 const BODY: &str = "Action=DescribeVolumes&Version=2016-11-15&Filter.1.Value.1=a+%2A";
 
 fn now() -> DateTime<Utc> {
@@ -41,7 +42,9 @@ impl Sent {
 
     fn check_at(&self, now: DateTime<Utc>) -> Result<(), AuthError> {
         let request = self.request();
-        verify(&request, &parse(&request)?, SECRET, now)
+        let presented = parse(&request)?;
+        let secret = if presented.access_key_id == "KEY" { SECRET } else { "the secret of another key" };
+        verify(&request, &presented, secret, now)
     }
 
     fn check(&self) -> Result<(), AuthError> {
@@ -95,7 +98,7 @@ fn presigned(body: &[u8], extra: &str) -> Sent {
     let canonical =
         v4::canonical_request("GET", b"/", &canonical::query_v4(&query, None).unwrap(), b"host:h\n", "host", payload);
     let key = SigningKey::derive(SECRET, "20260131", "us-east-1", "ec2");
-    let signature = hex::encode(key.mac(v4::string_to_sign(now(), scope, &canonical).as_bytes()));
+    let signature = hex::encode(key.mac(v4::string_to_sign(TIMESTAMP, scope, &canonical).as_bytes()));
     query.push_str("&X-Amz-Signature=");
     query.push_str(&signature);
     let mut sent = Sent { method: "GET", path: "/".into(), query, headers: HeaderMap::new(), body: body.into() };
@@ -232,7 +235,7 @@ fn header_parts_joined_without_blanks_and_a_date_header_are_read() {
     let (hash, scope) = (hex::encode(<sha2::Sha256 as sha2::Digest>::digest(BODY)), "20260131/0/127/aws4_request");
     let canonical = v4::canonical_request("POST", b"/", b"", b"host:h\n", names, &hash);
     let key = SigningKey::derive(SECRET, "20260131", "0", "127");
-    let signature = hex::encode(key.mac(v4::string_to_sign(now(), scope, &canonical).as_bytes()));
+    let signature = hex::encode(key.mac(v4::string_to_sign(TIMESTAMP, scope, &canonical).as_bytes()));
     let mut sent = ours("h", "/", "");
     sent.headers.remove("x-amz-date");
     sent.set("date", "Sat, 31 Jan 2026 12:00:00 GMT");
@@ -339,4 +342,38 @@ fn version_2_covers_every_parameter_and_refuses_weaker_forms() {
     let mut far = v2("GET", "h", time);
     far.query = far.query.replace(time, "Timestamp=%2B262142-12-31T23:59:59.999");
     assert!(matches!(far.check(), Err(AuthError::Expired { .. } | AuthError::Incomplete(_))));
+}
+
+#[test]
+fn no_byte_of_a_signed_request_can_be_changed() {
+    let time = "Timestamp=2026-01-31T12:00:00Z";
+    for sent in [post(), presigned(b"", ""), v2("GET", "h", time), v2("POST", "h", time)] {
+        assert_eq!(sent.check(), Ok(()));
+        for byte in *b"%&=/;,\0" {
+            for at in 0..sent.query.len() {
+                let mut bytes = sent.query.clone().into_bytes();
+                if std::mem::replace(&mut bytes[at], byte) != byte {
+                    let changed = Sent { query: String::from_utf8(bytes).unwrap(), ..sent.clone() };
+                    assert!(changed.check().is_err(), "{}", changed.query);
+                }
+            }
+            for at in 0..sent.body.len() {
+                let mut changed = sent.clone();
+                if std::mem::replace(&mut changed.body[at], byte) != byte {
+                    assert!(changed.check().is_err(), "{}", String::from_utf8_lossy(&changed.body));
+                }
+            }
+            let authorization = sent.headers.get("authorization").map_or(&b""[..], HeaderValue::as_bytes);
+            for at in 0..authorization.len() {
+                let mut bytes = authorization.to_vec();
+                if std::mem::replace(&mut bytes[at], byte) != byte
+                    && let Ok(value) = HeaderValue::from_bytes(&bytes)
+                {
+                    let mut changed = sent.clone();
+                    changed.headers.insert("authorization", value);
+                    assert!(changed.check().is_err(), "{}", String::from_utf8_lossy(&bytes));
+                }
+            }
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! The forms in which signed requests write the time.
 
-use chrono::{DateTime, NaiveDate, NaiveDateTime, Utc};
+use chrono::{DateTime, Datelike, NaiveDate, NaiveDateTime, Timelike, Utc};
 
 /// Reads `YYYYMMDDTHHMMSSZ`, the form of `X-Amz-Date`.
 pub(super) fn basic(text: &str) -> Option<DateTime<Utc>> {
@@ -17,7 +17,8 @@ pub(super) fn basic(text: &str) -> Option<DateTime<Utc>> {
 
 /// Writes the form of `X-Amz-Date`.
 pub(super) fn to_basic(time: DateTime<Utc>) -> String {
-    time.format("%Y%m%dT%H%M%SZ").to_string()
+    let (year, month, day) = (time.year(), time.month(), time.day());
+    format!("{year:04}{month:02}{day:02}T{:02}{:02}{:02}Z", time.hour(), time.minute(), time.second())
 }
 
 /// Reads a `Date` header: the form of HTTP (RFC 9110, 5.6.7), or the one of `X-Amz-Date`.

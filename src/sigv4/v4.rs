@@ -23,6 +23,8 @@ pub(super) struct Claim<'a> {
     signed_headers: Cow<'a, str>,
     signature: [u8; 32],
     time: DateTime<Utc>,
+    /// The same as it is signed: `YYYYMMDDTHHMMSSZ`.
+    timestamp: String,
     /// How long it is good for after `time`, when it came in the query.
     presigned: Option<Duration>,
     /// Whether it says that the body is not signed.
@@ -132,7 +134,8 @@ fn presented<'a>(parts: Parts<'a, '_>) -> Result<Presented<'a>, AuthError> {
     let Some(time) = time else {
         return incomplete("the request has no time, neither X-Amz-Date in the form 20260131T120000Z nor Date");
     };
-    if scope.split('/').next() != Some(&time.format("%Y%m%d").to_string()) {
+    let timestamp = time::to_basic(time);
+    if scope.split('/').next() != timestamp.get(..8) {
         return incomplete("the date of the credential's scope is not the date of the request");
     }
     let names = || signed_headers.split(';');
@@ -154,6 +157,7 @@ fn presented<'a>(parts: Parts<'a, '_>) -> Result<Presented<'a>, AuthError> {
             signed_headers,
             signature,
             time,
+            timestamp,
             presigned,
             unsigned_payload,
         }),
@@ -194,7 +198,10 @@ impl Claim<'_> {
         for path in paths.into_iter().flatten() {
             for host in &hosts {
                 let canonical = self.canonical(request, &fixed, path, host)?;
-                if key.check(string_to_sign(self.time, self.scope(), &canonical).as_bytes(), &self.signature).is_ok() {
+                if key
+                    .check(string_to_sign(&self.timestamp, self.scope(), &canonical).as_bytes(), &self.signature)
+                    .is_ok()
+                {
                     return Ok(());
                 }
             }
@@ -247,9 +254,9 @@ pub(super) fn canonical_request(
 }
 
 /// The text that the signature is the HMAC of.
-pub(super) fn string_to_sign(time: DateTime<Utc>, scope: &str, canonical_request: &[u8]) -> String {
+pub(super) fn string_to_sign(timestamp: &str, scope: &str, canonical_request: &[u8]) -> String {
     let hash = hex::encode(Sha256::digest(canonical_request));
-    [ALGORITHM, &time::to_basic(time), scope, &hash].join("\n")
+    [ALGORITHM, timestamp, scope, &hash].join("\n")
 }
 
 /// The scope that a signer writes.

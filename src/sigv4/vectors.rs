@@ -61,7 +61,7 @@ fn every_string_of_the_published_suite_is_met() {
         let host = headers["host"].as_bytes();
         let canonical = claim.canonical(&request, &claim.fixed(&request).unwrap(), &signed_path, host).unwrap();
         assert_eq!(String::from_utf8(canonical.clone()).unwrap(), case.canonical_request, "{label}");
-        let text = v4::string_to_sign(then(), presented.scope(), &canonical);
+        let text = v4::string_to_sign("20150830T123600Z", presented.scope(), &canonical);
         assert_eq!(text, case.string_to_sign, "{label}");
         let key = presented.signing_key(SECRET);
         assert_eq!(hex::encode(key.mac(text.as_bytes())), case.signature, "{label}");
@@ -89,7 +89,7 @@ fn the_worked_example_of_version_4_is_met_down_to_the_key() {
     let canonical =
         claim.canonical(&request, &claim.fixed(&request).unwrap(), &path, headers["host"].as_bytes()).unwrap();
     assert_eq!(
-        v4::string_to_sign(then(), presented.scope(), &canonical),
+        v4::string_to_sign("20150830T123600Z", presented.scope(), &canonical),
         "AWS4-HMAC-SHA256\n20150830T123600Z\n20150830/us-east-1/iam/aws4_request\n\
          f536975d06c0309214f805bb90ccff089219ecd68b2577efef23edd43b7e1a59"
     );
