@@ -1,0 +1,3 @@
+//! What the suites share: the real programs they start.
+
+pub mod tgtd;
