@@ -1,4 +1,10 @@
 //! The integration suite.
 
+#[path = "it/delegate_contract.rs"]
+mod delegate_contract;
+#[path = "it/storage_real.rs"]
+mod storage_real;
+#[path = "it/support/mod.rs"]
+mod support;
 #[path = "it/vmm_qemu.rs"]
 mod vmm_qemu;

@@ -8,8 +8,9 @@
 //!   lease), the call still comes to its end, and the lock is held until then.
 //!
 //! Workflows on one volume and on its snapshots are leased apart, and so they are fenced apart: a snapshot's verbs under the
-//! snapshot's id, a pause under a name of its own. A snapshot locks its volume too: while it copies, the volume must not
-//! be exported to a new writer.
+//! snapshot's id. A snapshot locks its volume too: while it copies, the volume must not be exported to a new writer. Pauses
+//! are not fenced: several snapshots may pause one volume's guest, each under a generation of its own, and a ghost that
+//! resumes a guest too soon is found out, since the pause then counts as broken.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -69,8 +70,13 @@ impl<D: ?Sized + Send + Sync + 'static> Guarded<D> {
         Self { fence: Arc::new(fence), locks: Locks::default(), lock_wait: LOCK_WAIT, inner }
     }
 
-    /// Runs a call under the locks of these names; the first is the one that the generation fences.
-    async fn guarded<T, F>(&self, generation: Generation, names: &[&str], call: impl FnOnce(Arc<D>) -> F) -> Result<T>
+    /// Runs a call under the locks of these names; the first is the one that the generation, if any, fences.
+    async fn guarded<T, F>(
+        &self,
+        generation: Option<Generation>,
+        names: &[&str],
+        call: impl FnOnce(Arc<D>) -> F,
+    ) -> Result<T>
     where
         T: Send + 'static,
         F: Future<Output = Result<T>> + Send + 'static,
@@ -91,7 +97,9 @@ impl<D: ?Sized + Send + Sync + 'static> Guarded<D> {
         let (fence, fenced, work) = (Arc::clone(&self.fence), (*fenced).to_owned(), call(Arc::clone(&self.inner)));
         let task = tokio::spawn(async move {
             let _held = held;
-            fence.pass(&fenced, generation).await?;
+            if let Some(generation) = generation {
+                fence.pass(&fenced, generation).await?;
+            }
             work.await
         });
         task.await.unwrap_or_else(|e| Err(DelegateError::retry(format!("the delegate stopped in its work: {e}"))))
@@ -107,37 +115,37 @@ impl<D: VolumeDelegate + ?Sized + 'static> VolumeDelegate for Guarded<D> {
     async fn ensure_volume(&self, generation: Generation, spec: &VolumeSpec) -> Result<()> {
         let own = spec.clone();
         let call = |inner: Arc<D>| async move { inner.ensure_volume(generation, &own).await };
-        self.guarded(generation, &[spec.volume.as_str()], call).await
+        self.guarded(Some(generation), &[spec.volume.as_str()], call).await
     }
 
     async fn ensure_no_volume(&self, generation: Generation, volume: &VolumeId) -> Result<()> {
         let own = volume.clone();
         let call = |inner: Arc<D>| async move { inner.ensure_no_volume(generation, &own).await };
-        self.guarded(generation, &[volume.as_str()], call).await
+        self.guarded(Some(generation), &[volume.as_str()], call).await
     }
 
     async fn ensure_snapshot(&self, generation: Generation, spec: &SnapshotSpec) -> Result<SnapshotReport> {
         let own = spec.clone();
         let call = |inner: Arc<D>| async move { inner.ensure_snapshot(generation, &own).await };
-        self.guarded(generation, &[spec.snapshot.as_str(), spec.volume.as_str()], call).await
+        self.guarded(Some(generation), &[spec.snapshot.as_str(), spec.volume.as_str()], call).await
     }
 
     async fn ensure_no_snapshot(&self, generation: Generation, spec: &SnapshotSpec) -> Result<()> {
         let own = spec.clone();
         let call = |inner: Arc<D>| async move { inner.ensure_no_snapshot(generation, &own).await };
-        self.guarded(generation, &[spec.snapshot.as_str()], call).await
+        self.guarded(Some(generation), &[spec.snapshot.as_str()], call).await
     }
 
     async fn ensure_exported(&self, generation: Generation, spec: &ExportSpec) -> Result<Portal> {
         let own = spec.clone();
         let call = |inner: Arc<D>| async move { inner.ensure_exported(generation, &own).await };
-        self.guarded(generation, &[spec.volume.as_str()], call).await
+        self.guarded(Some(generation), &[spec.volume.as_str()], call).await
     }
 
     async fn ensure_not_exported(&self, generation: Generation, volume: &VolumeId) -> Result<()> {
         let own = volume.clone();
         let call = |inner: Arc<D>| async move { inner.ensure_not_exported(generation, &own).await };
-        self.guarded(generation, &[volume.as_str()], call).await
+        self.guarded(Some(generation), &[volume.as_str()], call).await
     }
 
     async fn observe(&self) -> Result<StorageObservation> {
@@ -154,37 +162,37 @@ impl<D: VmmDelegate + ?Sized + 'static> VmmDelegate for Guarded<D> {
     async fn ensure_connected(&self, generation: Generation, spec: &ConnectSpec) -> Result<()> {
         let own = spec.clone();
         let call = |inner: Arc<D>| async move { inner.ensure_connected(generation, &own).await };
-        self.guarded(generation, &[spec.export.volume.as_str()], call).await
+        self.guarded(Some(generation), &[spec.export.volume.as_str()], call).await
     }
 
     async fn ensure_disconnected(&self, generation: Generation, spec: &DiskSpec) -> Result<()> {
         let own = spec.clone();
         let call = |inner: Arc<D>| async move { inner.ensure_disconnected(generation, &own).await };
-        self.guarded(generation, &[spec.volume.as_str()], call).await
+        self.guarded(Some(generation), &[spec.volume.as_str()], call).await
     }
 
     async fn ensure_attached(&self, generation: Generation, spec: &DiskSpec) -> Result<()> {
         let own = spec.clone();
         let call = |inner: Arc<D>| async move { inner.ensure_attached(generation, &own).await };
-        self.guarded(generation, &[spec.volume.as_str()], call).await
+        self.guarded(Some(generation), &[spec.volume.as_str()], call).await
     }
 
     async fn ensure_detached(&self, generation: Generation, spec: &DiskSpec, force: bool) -> Result<Detach> {
         let own = spec.clone();
         let call = |inner: Arc<D>| async move { inner.ensure_detached(generation, &own, force).await };
-        self.guarded(generation, &[spec.volume.as_str()], call).await
+        self.guarded(Some(generation), &[spec.volume.as_str()], call).await
     }
 
     async fn ensure_paused(&self, generation: Generation, spec: &DiskSpec, seconds: u32) -> Result<()> {
         let own = spec.clone();
         let call = |inner: Arc<D>| async move { inner.ensure_paused(generation, &own, seconds).await };
-        self.guarded(generation, &[&pause_name(spec)], call).await
+        self.guarded(None, &[&pause_name(spec)], call).await
     }
 
     async fn ensure_resumed(&self, generation: Generation, spec: &DiskSpec) -> Result<Pause> {
         let own = spec.clone();
         let call = |inner: Arc<D>| async move { inner.ensure_resumed(generation, &own).await };
-        self.guarded(generation, &[&pause_name(spec)], call).await
+        self.guarded(None, &[&pause_name(spec)], call).await
     }
 
     async fn observe(&self) -> Result<VmmObservation> {

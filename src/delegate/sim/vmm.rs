@@ -39,7 +39,8 @@ fn off(name: &str) -> DelegateError {
 
 /// The name that a machine's initiator logs in with.
 fn initiator_of(machine: &str) -> String {
-    format!("iqn.2026-01.sim:{}", machine.to_ascii_lowercase())
+    let allowed = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c.to_ascii_lowercase() } else { '-' };
+    format!("iqn.2026-01.sim:{}", machine.chars().map(allowed).collect::<String>())
 }
 
 /// What the target would say to this log-in. A cloud with no storage node in it has its targets in other processes; there is

@@ -3,3 +3,4 @@
 pub mod client;
 pub mod cloud;
 pub mod postgres;
+pub mod tgtd;

@@ -1,0 +1,225 @@
+//! What every delegate must do, whatever is behind it and whichever way it is called: the same tests over the real drivers,
+//! the simulation, and the simulation over HTTP.
+
+use std::sync::Arc;
+
+use vbs::config;
+use vbs::delegate::guard::Guarded;
+use vbs::delegate::sim::SimCloud;
+use vbs::delegate::volume::local::LocalStorage;
+use vbs::delegate::{
+    ConnectSpec, Detach, DiskSpec, ErrorKind, ExportSpec, Generation, ObservedDisk, Pause, Result, Secret,
+    SnapshotSpec, VmmDelegate, VolumeDelegate, VolumeSpec,
+};
+use vbs::ids::{SnapshotId, VolumeId};
+
+use crate::support::tgtd::Tgtd;
+
+const MIB: u64 = 1 << 20;
+const NOW: Generation = Generation(100);
+
+fn kind<T: std::fmt::Debug>(result: Result<T>) -> ErrorKind {
+    result.expect_err("it is refused").kind
+}
+
+/// The export of an attachment; each `attempt` is another attachment of the volume.
+pub fn export(volume: &VolumeId, initiator_iqn: &str, attempt: u32) -> ExportSpec {
+    ExportSpec {
+        volume: volume.clone(),
+        iqn: format!("iqn.2026-01.net.example:{volume}.{attempt}"),
+        lun: 1,
+        chap_user: format!("{volume}-{attempt}"),
+        chap_secret: Secret(format!("secret-of-attempt-{attempt}")),
+        initiator_iqn: initiator_iqn.into(),
+    }
+}
+
+async fn new_volume(storage: &dyn VolumeDelegate, size_bytes: u64) -> VolumeId {
+    let spec = VolumeSpec { volume: VolumeId::generate(), size_bytes, snapshot: None };
+    storage.ensure_volume(NOW, &spec).await.unwrap();
+    spec.volume
+}
+
+async fn sizes(storage: &dyn VolumeDelegate, volume: &VolumeId) -> Vec<u64> {
+    let seen = storage.observe().await.unwrap().volumes;
+    seen.into_iter().filter(|(id, _)| id == volume).map(|(_, size)| size).collect()
+}
+
+async fn volumes_are_made_grown_and_removed_however_often_it_is_asked(storage: &dyn VolumeDelegate) {
+    let volume = VolumeId::generate();
+    for (asked, there) in [(MIB, MIB), (MIB, MIB), (3 * MIB, 3 * MIB), (MIB, 3 * MIB)] {
+        let spec = VolumeSpec { volume: volume.clone(), size_bytes: asked, snapshot: None };
+        storage.ensure_volume(NOW, &spec).await.unwrap();
+        assert_eq!(sizes(storage, &volume).await, [there]);
+    }
+    for _ in 0..2 {
+        storage.ensure_no_volume(NOW, &volume).await.unwrap();
+        assert!(sizes(storage, &volume).await.is_empty());
+    }
+}
+
+async fn snapshots_outlive_their_volumes_and_make_new_ones(storage: &dyn VolumeDelegate) {
+    let volume = new_volume(storage, 2 * MIB).await;
+    let spec = SnapshotSpec { snapshot: SnapshotId::generate(), volume: volume.clone() };
+    let report = storage.ensure_snapshot(NOW, &spec).await.unwrap();
+    assert_eq!(report.size_bytes, 2 * MIB);
+    assert!(report.data_bytes <= report.size_bytes);
+    storage.ensure_no_volume(NOW, &volume).await.unwrap();
+    assert_eq!(storage.ensure_snapshot(NOW, &spec).await.unwrap(), report);
+    assert!(storage.observe().await.unwrap().snapshots.contains(&spec.snapshot));
+
+    let restored = VolumeId::generate();
+    let from = |size_bytes, snapshot: &SnapshotId| VolumeSpec {
+        volume: restored.clone(),
+        size_bytes,
+        snapshot: Some(snapshot.clone()),
+    };
+    assert_eq!(kind(storage.ensure_volume(NOW, &from(MIB, &spec.snapshot)).await), ErrorKind::Fatal);
+    assert_eq!(kind(storage.ensure_volume(NOW, &from(MIB, &SnapshotId::generate())).await), ErrorKind::Fatal);
+    storage.ensure_volume(NOW, &from(3 * MIB, &spec.snapshot)).await.unwrap();
+    assert_eq!(sizes(storage, &restored).await, [3 * MIB]);
+
+    for _ in 0..2 {
+        storage.ensure_no_snapshot(NOW, &spec).await.unwrap();
+    }
+    assert!(!storage.observe().await.unwrap().snapshots.contains(&spec.snapshot));
+    assert_eq!(kind(storage.ensure_snapshot(NOW, &spec).await), ErrorKind::Fatal);
+    storage.ensure_no_volume(NOW, &restored).await.unwrap();
+}
+
+async fn a_volume_has_one_export_and_stays_while_it_has(storage: &dyn VolumeDelegate) {
+    let volume = new_volume(storage, MIB).await;
+    let of = |attempt| export(&volume, "iqn.2026-01.net.example:host", attempt);
+    assert_eq!(
+        kind(storage.ensure_exported(NOW, &export(&VolumeId::generate(), "iqn.2026-01.a:b", 1)).await),
+        ErrorKind::Fatal
+    );
+    let mut hostile = of(1);
+    hostile.initiator_iqn = "ALL".into();
+    assert_eq!(kind(storage.ensure_exported(NOW, &hostile).await), ErrorKind::Fatal);
+    let portal = storage.ensure_exported(NOW, &of(1)).await.unwrap();
+    for attempt in [1, 2] {
+        assert_eq!(storage.ensure_exported(NOW, &of(attempt)).await.unwrap(), portal);
+        let exports = storage.observe().await.unwrap().exports;
+        let ours: Vec<_> = exports.iter().filter(|export| export.volume == volume).collect();
+        assert_eq!(ours.len(), 1, "{ours:?}");
+        assert_eq!((&ours[0].iqn, ours[0].whole, ours[0].sessions.len()), (&of(attempt).iqn, true, 0));
+    }
+    assert_eq!(kind(storage.ensure_no_volume(NOW, &volume).await), ErrorKind::Retry);
+    for _ in 0..2 {
+        storage.ensure_not_exported(NOW, &volume).await.unwrap();
+    }
+    assert!(storage.observe().await.unwrap().exports.iter().all(|export| export.volume != volume));
+    storage.ensure_no_volume(NOW, &volume).await.unwrap();
+}
+
+async fn a_worker_that_was_overtaken_is_refused(storage: &dyn VolumeDelegate) {
+    let volume = new_volume(storage, MIB).await;
+    let spec = SnapshotSpec { snapshot: SnapshotId::generate(), volume: volume.clone() };
+    storage.ensure_snapshot(Generation(50), &spec).await.expect("a snapshot is leased apart from its volume");
+    assert_eq!(kind(storage.ensure_no_snapshot(Generation(49), &spec).await), ErrorKind::Stale);
+    assert_eq!(kind(storage.ensure_no_volume(Generation(99), &volume).await), ErrorKind::Stale);
+    storage.ensure_no_volume(Generation(101), &volume).await.unwrap();
+    let again = VolumeSpec { volume, size_bytes: MIB, snapshot: None };
+    assert_eq!(kind(storage.ensure_volume(NOW, &again).await), ErrorKind::Stale, "it would bring it back");
+    storage.ensure_no_snapshot(NOW, &spec).await.unwrap();
+}
+
+/// All that a storage delegate must do.
+pub async fn storage_contract(storage: &dyn VolumeDelegate) {
+    storage.snapshot_method().await.unwrap();
+    volumes_are_made_grown_and_removed_however_often_it_is_asked(storage).await;
+    snapshots_outlive_their_volumes_and_make_new_ones(storage).await;
+    a_volume_has_one_export_and_stays_while_it_has(storage).await;
+    a_worker_that_was_overtaken_is_refused(storage).await;
+    let left = storage.observe().await.unwrap();
+    assert!(left.volumes.is_empty() && left.snapshots.is_empty() && left.exports.is_empty(), "{left:?}");
+}
+
+async fn disks(vmm: &dyn VmmDelegate, machine: &str) -> Vec<ObservedDisk> {
+    let machines = vmm.observe().await.unwrap().machines;
+    machines.into_iter().find(|seen| seen.name == machine).expect("the machine is reported").disks
+}
+
+/// All that a hypervisor delegate must do, on a running machine of it that has no disks of ours, with a storage node it can
+/// reach.
+pub async fn vmm_contract(storage: &dyn VolumeDelegate, vmm: &dyn VmmDelegate, machine: &str) {
+    let initiator = vmm.initiator_iqn(machine).await.unwrap();
+    let volume = new_volume(storage, 2 * MIB).await;
+    let export = export(&volume, &initiator, 1);
+    let disk = DiskSpec {
+        volume: volume.clone(),
+        iqn: export.iqn.clone(),
+        machine: machine.into(),
+        device: "/dev/sdf".into(),
+    };
+    // Undoing what was never done is success.
+    assert_eq!(vmm.ensure_detached(NOW, &disk, false).await.unwrap(), Detach::Gone);
+    vmm.ensure_disconnected(NOW, &disk).await.unwrap();
+    assert_eq!(kind(vmm.ensure_attached(NOW, &disk).await), ErrorKind::Retry, "nothing to attach yet");
+
+    let portal = storage.ensure_exported(NOW, &export).await.unwrap();
+    let good = ConnectSpec { export: export.clone(), portal, machine: machine.into() };
+    let mut bad = good.clone();
+    bad.export.chap_secret = Secret("another-secret".into());
+    assert_eq!(kind(vmm.ensure_connected(NOW, &bad).await), ErrorKind::Retry, "a wrong secret");
+    bad = good.clone();
+    bad.export.iqn.push('x');
+    assert_eq!(kind(vmm.ensure_connected(NOW, &bad).await), ErrorKind::Retry, "a target that is not there");
+
+    for _ in 0..2 {
+        vmm.ensure_connected(NOW, &good).await.unwrap();
+    }
+    let seen = |attached| ObservedDisk { volume: volume.clone(), iqn: export.iqn.clone(), attached };
+    assert_eq!(disks(vmm, machine).await, [seen(false)]);
+    assert_eq!(kind(storage.ensure_not_exported(NOW, &volume).await), ErrorKind::Retry, "a session is there");
+    for _ in 0..2 {
+        vmm.ensure_attached(NOW, &disk).await.unwrap();
+    }
+    assert_eq!(disks(vmm, machine).await, [seen(true)]);
+    assert_eq!(kind(vmm.ensure_disconnected(NOW, &disk).await), ErrorKind::Retry, "a device is there");
+
+    assert_eq!(vmm.ensure_resumed(NOW, &disk).await.unwrap(), Pause::Broken, "there was none");
+    for _ in 0..2 {
+        vmm.ensure_paused(NOW, &disk, 60).await.unwrap();
+    }
+    assert!(
+        vmm.observe().await.unwrap().machines.iter().any(|seen| seen.name == machine && seen.paused && seen.running)
+    );
+    assert_eq!(vmm.ensure_resumed(NOW, &disk).await.unwrap(), Pause::Held);
+    assert!(vmm.observe().await.unwrap().machines.iter().all(|seen| !seen.paused));
+
+    assert_eq!(kind(vmm.ensure_detached(Generation(99), &disk, true).await), ErrorKind::Stale);
+    while vmm.ensure_detached(NOW, &disk, false).await.unwrap() == Detach::Busy {}
+    assert_eq!(vmm.ensure_detached(NOW, &disk, false).await.unwrap(), Detach::Gone);
+    for _ in 0..2 {
+        vmm.ensure_disconnected(NOW, &disk).await.unwrap();
+    }
+    assert!(disks(vmm, machine).await.is_empty());
+    storage.ensure_not_exported(NOW, &volume).await.unwrap();
+    storage.ensure_no_volume(NOW, &volume).await.unwrap();
+}
+
+/// A simulated cloud of one node of each kind, with one machine.
+fn sim() -> (Arc<dyn VolumeDelegate>, Arc<dyn VmmDelegate>) {
+    let (cloud, config) = (SimCloud::new(), config::Sim { machines: vec!["m1".into()], capacity_gib: Some(1) });
+    let storage = Guarded::in_memory(Arc::new(cloud.storage("storage-1", &config)));
+    let vmm = Guarded::in_memory(Arc::new(cloud.vmm("vmm-1", &config)));
+    (Arc::new(storage), Arc::new(vmm))
+}
+
+#[tokio::test]
+async fn the_simulation_keeps_the_contract() {
+    let (storage, vmm) = sim();
+    storage_contract(&*storage).await;
+    vmm_contract(&*storage, &*vmm, "m1").await;
+}
+
+#[tokio::test]
+async fn the_file_and_tgt_drivers_keep_the_contract() {
+    let (tgtd, dir) = (Tgtd::start(), tempfile::tempdir().unwrap());
+    let config = config::Storage { data_dir: dir.path().to_owned(), tgt: tgtd.config() };
+    let local = Arc::new(LocalStorage::open(&config).await.unwrap());
+    let guarded = Guarded::open(local, dir.path()).await.unwrap();
+    storage_contract(&guarded).await;
+}

@@ -1,0 +1,91 @@
+//! A tgtd of a test's own, on a port that the system chose, killed when the test ends.
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use vbs::config;
+
+/// A running tgtd, and the directory of its control socket.
+pub struct Tgtd {
+    dir: TempDir,
+    portal: SocketAddr,
+    child: Child,
+}
+
+impl Tgtd {
+    /// Starts one and waits until it takes connections.
+    pub fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let portal = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let child = spawn(&dir, portal);
+        Self { dir, portal, child }
+    }
+
+    /// Kills it, so that it forgets all it had, and starts it again at the same address.
+    pub fn crash_and_restart(&mut self) {
+        self.kill();
+        self.child = spawn(&self.dir, self.portal);
+    }
+
+    /// Kills it and leaves it dead.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// What a storage node's configuration says of it.
+    pub fn config(&self) -> config::Tgt {
+        config::Tgt {
+            socket_dir: self.dir.path().to_owned(),
+            control_port: 1,
+            portal: self.portal,
+            iqn_prefix: "iqn.2026-01.net.example".into(),
+        }
+    }
+
+    /// Runs `tgtadm` on it, past the driver, and expects that to succeed.
+    pub fn tgtadm(&self, args: &[&str]) -> String {
+        let mut command = Command::new(program("tgtadm"));
+        command.env("TGT_IPC_SOCKET", self.dir.path().join("ipc")).args(["-C", "1", "--lld", "iscsi"]).args(args);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{command:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+impl Drop for Tgtd {
+    fn drop(&mut self) {
+        // It may be dead already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn spawn(dir: &TempDir, portal: SocketAddr) -> Child {
+    let mut child = Command::new(program("tgtd"))
+        .env("TGT_IPC_SOCKET", dir.path().join("ipc"))
+        .args(["-f", "-C", "1", "--iscsi", &format!("portal={portal}")])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("tgtd starts; it is in the Debian package tgt");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while TcpStream::connect(portal).is_err() {
+        if let Some(status) = child.try_wait().unwrap() {
+            panic!("tgtd ended with {status}");
+        }
+        assert!(Instant::now() < deadline, "tgtd takes no connections at {portal}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child
+}
+
+/// Where a program of the system is; others than root often have no `sbin` in their PATH.
+fn program(name: &str) -> PathBuf {
+    let dirs = ["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from);
+    dirs.into_iter().map(|dir| dir.join(name)).find(|path| path.exists()).unwrap_or_else(|| name.into())
+}
