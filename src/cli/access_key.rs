@@ -50,7 +50,7 @@ impl AccessKey {
                 let mut conn = file.connect().await?;
                 let account = account::find(&mut conn, &account).await?;
                 let key = credentials::create(&mut conn, &sealer, &account.id).await?;
-                println!("{}\t{}", key.id, key.secret);
+                println!("{}\t{}", key.id, *key.secret);
             }
             Self::List { account, file } => {
                 let mut conn = file.connect().await?;

@@ -28,6 +28,7 @@ use crate::config::Config;
 use crate::db::Pool;
 use crate::seal::Sealer;
 use crate::sigv4;
+use crate::workers::Wake;
 
 use auth::{Caller, Keys};
 use error::{ApiError, ApiResult};
@@ -40,6 +41,7 @@ pub struct Api {
     pool: Pool,
     region: Region,
     keys: Keys,
+    wake: Wake,
 }
 
 /// A request that was understood and whose sender is known.
@@ -70,8 +72,8 @@ pub struct Reply {
 
 impl Api {
     /// Makes the front of a gateway.
-    pub fn new(config: &Config, pool: Pool, sealer: Sealer) -> Self {
-        Self { pool, region: Region::new(config), keys: Keys::new(sealer, config.gateway.sigv2) }
+    pub fn new(config: &Config, pool: Pool, sealer: Sealer, wake: Wake) -> Self {
+        Self { pool, region: Region::new(config), keys: Keys::new(sealer, config.gateway.sigv2), wake }
     }
 
     /// Forgets what is remembered of access keys, because one was changed.
