@@ -60,12 +60,11 @@ impl Tgt {
             Some(target) => self.sound(target, spec, path, &mut secrets).await?,
             None => None,
         };
-        let target = match target {
-            Some(target) => target,
-            None => {
-                let others = shown.iter().filter(|target| target.name != spec.iqn);
-                self.new_target(lowest_free(others), &spec.iqn).await?
-            }
+        let target = if let Some(target) = target {
+            target
+        } else {
+            let others = shown.iter().filter(|target| target.name != spec.iqn);
+            self.new_target(lowest_free(others), &spec.iqn).await?
         };
         self.ensure_unit(&target, &spec.volume, path).await?;
         self.ensure_access(&target, spec, &mut secrets).await?;
