@@ -3,8 +3,10 @@
 
 use std::sync::Arc;
 
-use vbs::config;
+use vbs::config::{self, SecretSource};
+use vbs::delegate::client::Client;
 use vbs::delegate::guard::Guarded;
+use vbs::delegate::server::{StorageService, VmmService};
 use vbs::delegate::sim::SimCloud;
 use vbs::delegate::volume::local::LocalStorage;
 use vbs::delegate::{
@@ -12,6 +14,7 @@ use vbs::delegate::{
     SnapshotSpec, VmmDelegate, VolumeDelegate, VolumeSpec,
 };
 use vbs::ids::{SnapshotId, VolumeId};
+use vbs::server::{self, Handler};
 
 use crate::support::tgtd::Tgtd;
 
@@ -213,6 +216,37 @@ async fn the_simulation_keeps_the_contract() {
     let (storage, vmm) = sim();
     storage_contract(&*storage).await;
     vmm_contract(&*storage, &*vmm, "m1").await;
+}
+
+/// A node's service on a port of its own; gives what a gateway's file says of it.
+fn serve(service: impl Handler, key: &SecretSource) -> config::Remote {
+    let listener = server::listen(([127, 0, 0, 1], 0).into()).unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let config = config::Server::default();
+        server::serve(&config, listener, Arc::new(service), std::future::pending()).await.unwrap();
+    });
+    config::Remote { url, key: key.clone(), ca: None }
+}
+
+#[tokio::test]
+async fn the_simulation_over_http_keeps_the_contract() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = SecretSource::File(dir.path().join("key"));
+    std::fs::write(dir.path().join("key"), "0123456789abcdef0123456789abcdef").unwrap();
+    let (storage, vmm) = sim();
+    let storage = serve(StorageService::new("storage-1", &key, storage).unwrap(), &key);
+    let vmm = serve(VmmService::new("vmm-1", &key, vmm).unwrap(), &key);
+    let storage = Client::new("storage-1", &storage).unwrap();
+    storage_contract(&storage).await;
+    vmm_contract(&storage, &Client::new("vmm-1", &vmm).unwrap(), "m1").await;
+
+    let stranger = Client::new("storage-2", &vmm).unwrap();
+    let refused = VmmDelegate::observe(&stranger).await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Retry, "{refused}");
+    let gone = config::Remote { url: "http://127.0.0.1:1".into(), key, ca: None };
+    let refused = VmmDelegate::observe(&Client::new("vmm-1", &gone).unwrap()).await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Retry, "{refused}");
 }
 
 #[tokio::test]
