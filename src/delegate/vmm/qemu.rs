@@ -219,30 +219,17 @@ impl VmmDelegate for Qemu {
             };
             let there = parts(&mut qmp, &names).await.map_err(told)?;
             if !there.device {
-                clear(&mut qmp, &names, &there).await.map_err(told)?;
-                return Ok(Detach::Gone);
-            }
-            let dead = match &there.disk {
-                Some(Under::Nothing) => true,
-                Some(Under::Target(iqn)) if *iqn == spec.iqn => false,
-                // A disk of another attachment: this one's is gone.
-                Some(Under::Target(_)) => return Ok(Detach::Gone),
-                None => return Err(DelegateError::retry(format!("machine {machine}: the disk is on no node of ours"))),
-            };
-            if force && !dead {
-                cut(&mut qmp, &names, &there, machine).await?;
-            }
-            if !asked {
-                ask(&mut qmp, &names).await.map_err(told)?;
-                asked = true;
-            }
-            if force || dead {
-                return Ok(Detach::Gone);
-            }
-            drop((qmp, turn));
-            if Instant::now() >= end {
+                match clear(&mut qmp, &names, &there).await {
+                    // The device leaves the list a moment before it lets go of its node.
+                    Err(e) if e.says("in use") && Instant::now() < end => {}
+                    cleared => return cleared.map(|()| Detach::Gone).map_err(told),
+                }
+            } else if let Some(done) = let_go(&mut qmp, &names, &there, spec, force, &mut asked).await? {
+                return Ok(done);
+            } else if Instant::now() >= end {
                 return Ok(Detach::Busy);
             }
+            drop((qmp, turn));
             sleep(LOOK).await;
         }
     }
@@ -331,6 +318,33 @@ pub(super) async fn portal_answers(portal: &Portal) -> Result<()> {
         Err(_) => "no answer in time".into(),
     };
     Err(DelegateError::retry(format!("the portal {} is away: {why}", portal.address)))
+}
+
+/// One look at a device that shall leave: asks for it once, cuts it off when forced to. Nothing when there is more to wait
+/// for.
+async fn let_go(
+    qmp: &mut Qmp,
+    names: &Names,
+    there: &Parts,
+    spec: &DiskSpec,
+    force: bool,
+    asked: &mut bool,
+) -> Result<Option<Detach>> {
+    let dead = match &there.disk {
+        Some(Under::Nothing) => true,
+        Some(Under::Target(iqn)) if *iqn == spec.iqn => false,
+        // A disk of another attachment: this one's is gone.
+        Some(Under::Target(_)) => return Ok(Some(Detach::Gone)),
+        None => return Err(DelegateError::retry(format!("machine {}: the disk is on no node of ours", spec.machine))),
+    };
+    if force && !dead {
+        cut(qmp, names, there, &spec.machine).await?;
+    }
+    if !*asked {
+        ask(qmp, names).await.map_err(|e| error(&spec.machine, &e))?;
+        *asked = true;
+    }
+    Ok((force || dead).then_some(Detach::Gone))
 }
 
 /// Asks the guest to let go of the device.
