@@ -14,8 +14,9 @@
 //!   flight and swaps the iSCSI node for one that answers everything with EIO. From then on the guest can do no harm to the
 //!   volume, the session can end and the un-export is safe, though the guest may keep the dead device until it restarts.
 //!   The same volume cannot go to the same machine before that; to another, it can.
-//! - **A request in flight to a target that is away blocks the whole monitor**, as soon as anything waits for it. So before
-//!   a pause, a forced detach or a log-in the portal is tried first, and while it is away the answer is Retry.
+//! - **A request in flight to a target that is away blocks the whole machine**, as soon as anything waits for it: a pause, a
+//!   forced detach, a log-out. So the portal is tried first, and while it is away the answer is Retry. A target that
+//!   vanishes or hangs just then still blocks the machine until it is back; it then goes on by itself.
 //!
 //! QEMU does not show the unit's serial number. That the right volume answers rests on the target's name, which is made for
 //! one attachment and never used again, and on the secret that goes with it.
@@ -138,7 +139,7 @@ impl VmmDelegate for Qemu {
                     session.iqn
                 )));
             }
-            _ => log_out(&mut qmp, &names, &there).await.map_err(told)?,
+            _ => log_out(&mut qmp, &names, &there, machine).await?,
         }
         portal_answers(&spec.portal).await?;
         let secret = json!({"qom-type": "secret", "id": names.chap, "data": export.chap_secret.0});
@@ -148,7 +149,13 @@ impl VmmDelegate for Qemu {
             "portal": spec.portal.address, "target": export.iqn, "lun": export.lun,
             "user": export.chap_user, "password-secret": names.chap, "initiator-name": export.initiator_iqn,
         });
-        qmp.execute("blockdev-add", node).await.map_err(told).map(drop)
+        if let Err(e) = qmp.execute("blockdev-add", node).await {
+            if matches!(e, QmpError::Refused { .. }) {
+                forget_secret(&mut qmp, &names).await.map_err(told)?;
+            }
+            return Err(told(e));
+        }
+        Ok(())
     }
 
     async fn ensure_disconnected(&self, _: Generation, spec: &DiskSpec) -> Result<()> {
@@ -165,7 +172,7 @@ impl VmmDelegate for Qemu {
             Some(_) if there.in_use() => {
                 Err(DelegateError::retry(format!("machine {} still has {} as a disk", spec.machine, spec.volume)))
             }
-            _ => log_out(&mut qmp, &names, &there).await.map_err(told),
+            _ => log_out(&mut qmp, &names, &there, &spec.machine).await,
         }
     }
 
@@ -312,12 +319,17 @@ async fn lists(qmp: &mut Qmp) -> std::result::Result<(Value, Value), QmpError> {
 
 /// Whether something answers where a target should be.
 pub(super) async fn portal_answers(portal: &Portal) -> Result<()> {
-    let why = match timeout(PORTAL_LIMIT, TcpStream::connect(&portal.address)).await {
-        Ok(Ok(_)) => return Ok(()),
-        Ok(Err(e)) => e.to_string(),
-        Err(_) => "no answer in time".into(),
-    };
-    Err(DelegateError::retry(format!("the portal {} is away: {why}", portal.address)))
+    let away = |why: &str| DelegateError::retry(format!("the portal {} is away: {why}", portal.address));
+    match try_portal(portal).await {
+        Some(Ok(())) => Ok(()),
+        Some(Err(e)) => Err(away(&e.to_string())),
+        None => Err(away("no answer in time")),
+    }
+}
+
+/// Connects, and says what came of it; nothing when nothing came.
+async fn try_portal(portal: &Portal) -> Option<std::io::Result<()>> {
+    timeout(PORTAL_LIMIT, TcpStream::connect(&portal.address)).await.ok().map(|connected| connected.map(drop))
 }
 
 /// One look at a device that shall leave: asks for it once, cuts it off when forced to. Nothing when there is more to wait
@@ -390,12 +402,21 @@ async fn clear(qmp: &mut Qmp, names: &Names, there: &Parts) -> std::result::Resu
     Ok(())
 }
 
-/// Ends the session, and forgets its secret.
-async fn log_out(qmp: &mut Qmp, names: &Names, there: &Parts) -> std::result::Result<(), QmpError> {
-    clear(qmp, names, there).await?;
-    if there.session.is_some() {
-        qmp.execute("blockdev-del", json!({"node-name": names.serial})).await?;
+/// Ends the session, and forgets its secret. QEMU logs out and waits for the answer with all else: that is quick when the
+/// target is there and when its port refuses us, and has no end when packets to it are lost.
+async fn log_out(qmp: &mut Qmp, names: &Names, there: &Parts, machine: &str) -> Result<()> {
+    let told = |e| error(machine, &e);
+    clear(qmp, names, there).await.map_err(told)?;
+    if let Some(session) = &there.session {
+        if try_portal(&session.portal).await.is_none() {
+            return Err(DelegateError::retry(format!("the portal {} is away: no log-out", session.portal.address)));
+        }
+        qmp.execute("blockdev-del", json!({"node-name": names.serial})).await.map_err(told)?;
     }
+    forget_secret(qmp, names).await.map_err(told)
+}
+
+async fn forget_secret(qmp: &mut Qmp, names: &Names) -> std::result::Result<(), QmpError> {
     match qmp.execute("object-del", json!({"id": names.chap})).await {
         Err(e) if e.says("not found") => Ok(()),
         done => done.map(drop),
