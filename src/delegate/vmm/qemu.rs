@@ -50,6 +50,8 @@ pub(super) const LIMIT: Duration = Duration::from_secs(10);
 const OBSERVE_LIMIT: Duration = Duration::from_secs(3);
 /// The longest wait for a target's TCP port.
 const PORTAL_LIMIT: Duration = Duration::from_secs(2);
+/// The wait for a guest to let go of a device that was cut off: most do at once, and then nothing is left over.
+const CUT_WAIT: Duration = Duration::from_secs(1);
 /// Between two looks at whether a guest has let go.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -215,7 +217,7 @@ impl VmmDelegate for Qemu {
     async fn ensure_detached(&self, _: Generation, spec: &DiskSpec, force: bool) -> Result<Detach> {
         let (names, machine) = (Names::of(&spec.volume), &spec.machine);
         let told = |e| error(machine, &e);
-        let end = Instant::now() + self.detach_wait;
+        let end = Instant::now() + if force { CUT_WAIT } else { self.detach_wait };
         let mut asked = false;
         loop {
             // A turn and a connection for each look: the monitor is not ours alone while we wait.
@@ -231,10 +233,13 @@ impl VmmDelegate for Qemu {
                     Err(e) if e.says("in use") && Instant::now() < end => {}
                     cleared => return cleared.map(|()| Detach::Gone).map_err(told),
                 }
-            } else if let Some(done) = let_go(&mut qmp, &names, &there, spec, force, &mut asked).await? {
-                return Ok(done);
-            } else if Instant::now() >= end {
-                return Ok(Detach::Busy);
+            } else if there.is_of_another(spec) {
+                return Ok(Detach::Gone);
+            } else {
+                let dead = let_go(&mut qmp, &names, &there, machine, force, &mut asked).await?;
+                if Instant::now() >= end {
+                    return Ok(if dead { Detach::Gone } else { Detach::Busy });
+                }
             }
             drop((qmp, turn));
             sleep(LOOK).await;
@@ -282,6 +287,11 @@ impl Parts {
     /// Whether the guest has a device through which it can reach the volume.
     fn in_use(&self) -> bool {
         self.device && self.disk != Some(Under::Nothing)
+    }
+
+    /// Whether the device reaches the volume through the target of another attachment; the disk asked for is gone then.
+    fn is_of_another(&self, spec: &DiskSpec) -> bool {
+        matches!(&self.disk, Some(Under::Target(iqn)) if *iqn != spec.iqn)
     }
 }
 
@@ -332,31 +342,25 @@ async fn try_portal(portal: &Portal) -> Option<std::io::Result<()>> {
     timeout(PORTAL_LIMIT, TcpStream::connect(&portal.address)).await.ok().map(|connected| connected.map(drop))
 }
 
-/// One look at a device that shall leave: asks for it once, cuts it off when forced to. Nothing when there is more to wait
-/// for.
+/// One look at a device that shall leave: cuts it off when forced to, and asks for it once. Tells whether the volume is safe
+/// from the guest now.
 async fn let_go(
     qmp: &mut Qmp,
     names: &Names,
     there: &Parts,
-    spec: &DiskSpec,
+    machine: &str,
     force: bool,
     asked: &mut bool,
-) -> Result<Option<Detach>> {
-    let dead = match &there.disk {
-        Some(Under::Nothing) => true,
-        Some(Under::Target(iqn)) if *iqn == spec.iqn => false,
-        // A disk of another attachment: this one's is gone.
-        Some(Under::Target(_)) => return Ok(Some(Detach::Gone)),
-        None => return Err(DelegateError::retry(format!("machine {}: the disk is on no node of ours", spec.machine))),
-    };
+) -> Result<bool> {
+    let dead = there.disk == Some(Under::Nothing);
     if force && !dead {
-        cut(qmp, names, there, &spec.machine).await?;
+        cut(qmp, names, there, machine).await?;
     }
     if !*asked {
-        ask(qmp, names).await.map_err(|e| error(&spec.machine, &e))?;
+        ask(qmp, names).await.map_err(|e| error(machine, &e))?;
         *asked = true;
     }
-    Ok((force || dead).then_some(Detach::Gone))
+    Ok(force || dead)
 }
 
 /// Asks the guest to let go of the device.
@@ -371,7 +375,7 @@ async fn ask(qmp: &mut Qmp, names: &Names) -> std::result::Result<(), QmpError> 
 /// Takes the volume from under the device.
 async fn cut(qmp: &mut Qmp, names: &Names, there: &Parts, machine: &str) -> Result<()> {
     let told = |e| error(machine, &e);
-    let Some(session) = &there.session else {
+    let (Some(session), Some(Under::Target(_))) = (&there.session, &there.disk) else {
         return Err(DelegateError::retry(format!("machine {machine}: the disk is on no node of ours")));
     };
     portal_answers(&session.portal).await?;
