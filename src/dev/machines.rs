@@ -24,11 +24,7 @@ const SOCKETS: &str = "qmp";
 const LONGEST_SOCKET_NAME: usize = 15;
 
 /// Takes over the guests of `dir` that run, and starts the others. Gives the directory of their monitors, too.
-pub(super) async fn start(
-    dir: &Path,
-    children: &Children,
-    count: usize,
-) -> Result<(Vec<Guest>, PathBuf), DevError> {
+pub(super) async fn start(dir: &Path, children: &Children, count: usize) -> Result<(Vec<Guest>, PathBuf), DevError> {
     let program = find_program(PROGRAM, "qemu-system-x86")?;
     let image = guest_image::ensure(&image_dir(dir)).await.map_err(|e| DevError::new(e.to_string()))?;
     let socket_dir = sockets::directory(&dir.join(SOCKETS), LONGEST_SOCKET_NAME, None)?;

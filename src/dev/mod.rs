@@ -62,9 +62,11 @@ pub async fn run(options: &Options, stop: CancellationToken) -> Result<(), DevEr
     let dir = make_dir(&options.data)?;
     let _lock = lock(&dir)?;
     let children = Children::open(&dir)?;
+    // Who waits for it to appear shall not find that of an earlier run.
+    owner::remove_env(&dir)?;
     let result = serve(&dir, options, &children, &stop).await;
     let stopped = stop_all(&dir, &children).await;
-    result.and(stopped)
+    result.and(stopped).and(owner::remove_env(&dir))
 }
 
 /// Everything that runs, before it serves.

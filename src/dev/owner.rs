@@ -76,6 +76,15 @@ pub(super) fn write_env(dir: &Path, address: SocketAddr, key: &Key, instances: &
     write_atomically(&dir.join("env"), Zeroizing::new(text).as_bytes(), 0o600)
 }
 
+/// Takes `DIR/env` away, which is there only while it is true.
+pub(super) fn remove_env(dir: &Path) -> Result<(), DevError> {
+    let path = dir.join("env");
+    match fs::remove_file(&path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(DevError::io(&path, &e)),
+        _ => Ok(()),
+    }
+}
+
 /// Where a client on this machine reaches the gateway.
 pub(super) fn endpoint(address: SocketAddr) -> String {
     let ip = match address.ip() {

@@ -48,9 +48,7 @@ impl Settings {
             Nodes::Real { .. } => &["a"],
             Nodes::Simulated { .. } => &["a", "b", "c"],
         };
-        let node = |kind: &str, zone: &str, delegate: Value| {
-            json!({ "name": format!("{kind}-{zone}"), "zone": format!("us-east-1{zone}"), "delegate": delegate })
-        };
+        let node = |kind: &str, zone: &str, delegate: Value| json!({ "name": format!("{kind}-{zone}"), "zone": format!("us-east-1{zone}"), "delegate": delegate });
         let volume_nodes: Vec<Value> = zones.iter().map(|zone| node("storage", zone, self.storage(dir))).collect();
         let vmm_nodes = zones.iter().enumerate().map(|(number, zone)| {
             let mut node = node("hypervisor", zone, self.hypervisor(dir, number, zones.len()));
@@ -124,7 +122,9 @@ mod tests {
             iqn_prefix: "iqn.2026-01.test".into(),
         };
         let config = written(Nodes::Real { tgt, qmp_dir: "/q".into() });
-        assert!(matches!(&config.volume_nodes[0].delegate, Link::Local(s) if s.tgt.socket_dir == Path::new("/a \"b\"")));
+        assert!(
+            matches!(&config.volume_nodes[0].delegate, Link::Local(s) if s.tgt.socket_dir == Path::new("/a \"b\""))
+        );
         assert!(matches!(&config.vmm_nodes[0].delegate, Link::Local(v) if v.qemu.qmp_dir == Path::new("/q")));
     }
 }

@@ -40,7 +40,6 @@ pub struct Tgtd {
 /// Takes over the tgtd of `dir`, or starts it, on the port it had before when that is free.
 pub async fn start(dir: &Path, children: &Children, iqn_prefix: &str) -> Result<Tgtd, DevError> {
     let program = find_program("tgtd", "tgt")?;
-    let preferred_socket_dir = dir.join("tgt");
     let socket_dir = sockets::directory(&dir.join(SOCKETS), LONGEST_SOCKET_NAME, None)?;
     let port_file = dir.join("tgt.port");
     let known = fs::read_to_string(&port_file).ok().and_then(|text| text.trim_end().parse().ok());
