@@ -48,6 +48,11 @@ pub async fn find(conn: &mut Conn, id: &SnapshotId) -> Result<Option<Snapshot>> 
     Ok(snapshots::table.find(id).select(Snapshot::as_select()).first(conn).await.optional()?)
 }
 
+/// The snapshots of a node.
+pub async fn of_node(conn: &mut Conn, node: &str) -> Result<Vec<Snapshot>> {
+    Ok(snapshots::table.filter(snapshots::node.eq(node)).select(Snapshot::as_select()).load(conn).await?)
+}
+
 /// Records that a pending snapshot is whole. One whose deletion was asked for meanwhile stays `deleting`.
 pub async fn set_completed(conn: &mut Conn, id: &SnapshotId, data_bytes: i64) -> Result<()> {
     diesel::update(snapshots::table.find(id).filter(snapshots::state.eq(SnapshotState::Pending)))
