@@ -2,6 +2,8 @@
 
 #[path = "it/delegate_contract.rs"]
 mod delegate_contract;
+#[path = "it/dev.rs"]
+mod dev;
 #[path = "it/layers.rs"]
 mod layers;
 #[path = "it/storage_real.rs"]

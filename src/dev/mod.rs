@@ -7,6 +7,7 @@
 //! `vbs.toml` in that directory is an ordinary gateway's configuration, so the operator's commands work on it too.
 
 use std::fs;
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -92,7 +93,8 @@ async fn serve(dir: &Path, options: &Options, children: &Children, stop: &Cancel
         machines::await_ready(&guests).await?;
         let instances = machines::await_instances(&pool, machine_count(dir)?).await?;
         owner::write_env(dir, address, &key, &instances)?;
-        println!("vbs serves EC2 at {}; . {}/env", owner::endpoint(address), dir.display());
+        // Nobody may be reading any more; that is no reason to end.
+        let _ = writeln!(std::io::stdout(), "vbs serves EC2 at {}; . {}/env", owner::endpoint(address), dir.display());
         let tgtd_gone = async {
             match &tgtd {
                 Some(tgtd) => tgtd.keep_running().await,

@@ -72,8 +72,8 @@ pub(super) fn write_env(dir: &Path, address: SocketAddr, key: &Key, instances: &
         ("VBS_INSTANCES", instances.join(",")),
         ("VBS_CONFIG", config.to_string_lossy().into_owned()),
     ];
-    let text: String = lines.iter().map(|(name, value)| format!("export {name}={}\n", quoted(value))).collect();
-    write_atomically(&dir.join("env"), Zeroizing::new(text).as_bytes(), 0o600)
+    let lines = lines.map(|(name, value)| format!("export {name}={}\n", quoted(&value)));
+    write_atomically(&dir.join("env"), Zeroizing::new(lines.concat()).as_bytes(), 0o600)
 }
 
 /// Takes `DIR/env` away, which is there only while it is true.
