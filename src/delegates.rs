@@ -61,7 +61,10 @@ async fn open_storage(name: &str, link: &Link<Storage>, sim: &SimCloud) -> Resul
             Arc::new(Guarded::open(local, &drivers.data_dir).await.map_err(failed)?)
         }
         Link::Sim(settings) => Arc::new(Guarded::in_memory(Arc::new(sim.storage(name, settings)))),
-        Link::Remote(remote) => { let _ = remote; todo!() },
+        Link::Remote(remote) => {
+            let _ = remote;
+            todo!()
+        }
     })
 }
 
@@ -73,7 +76,10 @@ async fn open_vmm(name: &str, link: &Link<Vmm>, sim: &SimCloud) -> Result<Arc<dy
             Arc::new(Guarded::open(local, &drivers.data_dir).await.map_err(failed)?)
         }
         Link::Sim(settings) => Arc::new(Guarded::in_memory(Arc::new(sim.vmm(name, settings)))),
-        Link::Remote(remote) => { let _ = remote; todo!() },
+        Link::Remote(remote) => {
+            let _ = remote;
+            todo!()
+        }
     })
 }
 
@@ -82,7 +88,8 @@ pub async fn serve_storage(config: DelegateConfig<Storage>, stop: CancellationTo
     let delegate = open_storage(&config.node, &config.delegate, &SimCloud::new()).await?;
     let listener = server::listen(config.server.listen)?;
     info!(node = config.node, address = %listener.local_addr()?, "serving storage");
-    let _ = (delegate, listener); todo!()
+    let _ = (delegate, listener);
+    todo!()
 }
 
 /// `vbs vmm-delegate`: serves this node's hypervisor until `stop`.
@@ -90,5 +97,6 @@ pub async fn serve_vmm(config: DelegateConfig<Vmm>, stop: CancellationToken) -> 
     let delegate = open_vmm(&config.node, &config.delegate, &SimCloud::new()).await?;
     let listener = server::listen(config.server.listen)?;
     info!(node = config.node, address = %listener.local_addr()?, "serving a hypervisor");
-    let _ = (delegate, listener); todo!()
+    let _ = (delegate, listener);
+    todo!()
 }

@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-
 /// All of vbs on this machine.
 #[derive(clap::Args)]
 pub struct Dev {
@@ -25,6 +24,7 @@ impl Dev {
     /// Runs it.
     pub async fn run(self) -> super::Result {
         let Self { data, listen, sim, instances } = self;
-        let _ = (data, listen, sim, instances); Ok(())
+        let _ = (data, listen, sim, instances);
+        Ok(())
     }
 }
