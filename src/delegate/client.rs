@@ -43,6 +43,8 @@ const SHORT: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_secs(20);
 /// The longest answer that is read, in bytes. An observation has about a hundred a volume.
 const MOST_ANSWER: usize = 64 << 20;
+/// The longest error that is read as one, in bytes.
+const MOST_ERROR: usize = 64 << 10;
 /// Connections kept for the next calls.
 const MOST_IDLE: usize = 8;
 
@@ -107,8 +109,9 @@ impl Client {
             return serde_json::from_slice(&answer)
                 .map_err(|e| self.lost(verb, format!("an answer that is none: {e}")));
         }
-        Err(serde_json::from_slice(&answer).unwrap_or_else(|_| {
-            let start = String::from_utf8_lossy(&answer[..answer.len().min(200)]).escape_debug().to_string();
+        let answer = &answer[..answer.len().min(MOST_ERROR)];
+        Err(serde_json::from_slice(answer).unwrap_or_else(|_| {
+            let start: String = String::from_utf8_lossy(answer).escape_debug().take(200).collect();
             self.lost(verb, format!("{status}: {start}"))
         }))
     }
