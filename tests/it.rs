@@ -4,6 +4,8 @@
 mod delegate_contract;
 #[path = "it/dev.rs"]
 mod dev;
+#[path = "it/docs.rs"]
+mod docs;
 #[path = "it/layers.rs"]
 mod layers;
 #[path = "it/storage_real.rs"]
