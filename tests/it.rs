@@ -14,6 +14,8 @@ mod api_volumes;
 mod delegate_contract;
 #[path = "it/dev.rs"]
 mod dev;
+#[path = "it/docs.rs"]
+mod docs;
 #[path = "it/layers.rs"]
 mod layers;
 #[path = "it/storage_real.rs"]
