@@ -7,7 +7,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::config::{Config, ConfigError, DelegateConfig, Link, Storage, Vmm};
+use crate::delegate::client::Client;
 use crate::delegate::guard::Guarded;
+use crate::delegate::server::{StorageService, VmmService};
 use crate::delegate::sim::SimCloud;
 use crate::delegate::vmm::qemu::Qemu;
 use crate::delegate::volume::local::LocalStorage;
@@ -61,7 +63,7 @@ async fn open_storage(name: &str, link: &Link<Storage>, sim: &SimCloud) -> Resul
             Arc::new(Guarded::open(local, &drivers.data_dir).await.map_err(failed)?)
         }
         Link::Sim(settings) => Arc::new(Guarded::in_memory(Arc::new(sim.storage(name, settings)))),
-        Link::Remote(remote) => { let _ = remote; todo!() },
+        Link::Remote(remote) => Arc::new(Client::new(name, remote)?),
     })
 }
 
@@ -73,7 +75,7 @@ async fn open_vmm(name: &str, link: &Link<Vmm>, sim: &SimCloud) -> Result<Arc<dy
             Arc::new(Guarded::open(local, &drivers.data_dir).await.map_err(failed)?)
         }
         Link::Sim(settings) => Arc::new(Guarded::in_memory(Arc::new(sim.vmm(name, settings)))),
-        Link::Remote(remote) => { let _ = remote; todo!() },
+        Link::Remote(remote) => Arc::new(Client::new(name, remote)?),
     })
 }
 
@@ -82,7 +84,8 @@ pub async fn serve_storage(config: DelegateConfig<Storage>, stop: CancellationTo
     let delegate = open_storage(&config.node, &config.delegate, &SimCloud::new()).await?;
     let listener = server::listen(config.server.listen)?;
     info!(node = config.node, address = %listener.local_addr()?, "serving storage");
-    let _ = (delegate, listener); todo!()
+    let service = StorageService::new(&config.node, &config.key, delegate)?;
+    Ok(server::serve(&config.server, listener, Arc::new(service), stop.cancelled()).await?)
 }
 
 /// `vbs vmm-delegate`: serves this node's hypervisor until `stop`.
@@ -90,5 +93,6 @@ pub async fn serve_vmm(config: DelegateConfig<Vmm>, stop: CancellationToken) -> 
     let delegate = open_vmm(&config.node, &config.delegate, &SimCloud::new()).await?;
     let listener = server::listen(config.server.listen)?;
     info!(node = config.node, address = %listener.local_addr()?, "serving a hypervisor");
-    let _ = (delegate, listener); todo!()
+    let service = VmmService::new(&config.node, &config.key, delegate)?;
+    Ok(server::serve(&config.server, listener, Arc::new(service), stop.cancelled()).await?)
 }

@@ -46,7 +46,8 @@ impl Account {
     pub async fn run(self) -> super::Result {
         match self {
             Self::Create { name, id, file } => {
-                let id = id.unwrap_or_else(|| rand::rng().random_range(100_000_000_000..1_000_000_000_000u64).to_string());
+                let id =
+                    id.unwrap_or_else(|| rand::rng().random_range(100_000_000_000..1_000_000_000_000u64).to_string());
                 if id.len() != 12 || !id.bytes().all(|b| b.is_ascii_digit()) {
                     return Err("an account id has 12 digits".into());
                 }
@@ -81,9 +82,6 @@ async fn set_enabled(named: &Named, enabled: bool) -> super::Result {
 }
 
 /// The account of this id or name.
-pub(super) async fn find(
-    conn: &mut Conn,
-    id_or_name: &str,
-) -> Result<accounts::Account, Box<dyn std::error::Error>> {
+pub(super) async fn find(conn: &mut Conn, id_or_name: &str) -> Result<accounts::Account, Box<dyn std::error::Error>> {
     Ok(accounts::find(conn, id_or_name).await?.ok_or_else(|| format!("there is no account {id_or_name}"))?)
 }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use crate::dev;
 
 /// All of vbs on this machine.
 #[derive(clap::Args)]
@@ -25,6 +26,6 @@ impl Dev {
     /// Runs it.
     pub async fn run(self) -> super::Result {
         let Self { data, listen, sim, instances } = self;
-        let _ = (data, listen, sim, instances); Ok(())
+        Ok(dev::run(&dev::Options { data, listen, sim, instances }, super::stop_signal()?).await?)
     }
 }

@@ -109,6 +109,46 @@ pub async fn live_volumes(conn: &mut Conn) -> Result<BTreeSet<VolumeId>> {
     Ok(volumes.into_iter().collect())
 }
 
+/// An attachment that is being asked for.
+#[derive(Debug, Clone, Copy, Insertable)]
+#[diesel(table_name = attachments, check_for_backend(diesel::pg::Pg))]
+#[allow(missing_docs, reason = "the fields are those of Attachment")]
+pub struct NewAttachment<'a> {
+    pub id: Uuid,
+    pub account_id: &'a str,
+    pub volume_id: &'a VolumeId,
+    pub instance_id: &'a InstanceId,
+    pub device: &'a str,
+    /// The one form that all spellings of the device's name share.
+    pub device_key: &'a str,
+    pub state: AttachmentState,
+    pub iqn: &'a str,
+    pub lun: i32,
+    pub chap_user: &'a str,
+    pub sealed_chap_secret: &'a [u8],
+    pub initiator_iqn: &'a str,
+}
+
+/// Stores a new attachment. `None`, and nothing done, when the volume or the device has a live one.
+pub async fn insert(conn: &mut Conn, new: &NewAttachment<'_>) -> Result<Option<Attachment>> {
+    Ok(diesel::insert_into(attachments::table)
+        .values(new)
+        .on_conflict_do_nothing()
+        .returning(Attachment::as_returning())
+        .get_result(conn)
+        .await
+        .optional()?)
+}
+
+/// How many live attachments the instance has.
+pub async fn count_live_of_instance(conn: &mut Conn, instance: &InstanceId) -> Result<i64> {
+    Ok(attachments::table
+        .filter(attachments::instance_id.eq(instance).and(attachments::state.ne(AttachmentState::Detached)))
+        .count()
+        .get_result(conn)
+        .await?)
+}
+
 /// Moves an attachment from one of the states given; tells whether it was in one of them.
 pub async fn swap_state(conn: &mut Conn, id: Uuid, from: &[AttachmentState], to: AttachmentState) -> Result<bool> {
     let rows = diesel::update(attachments::table.find(id).filter(attachments::state.eq_any(from)))

@@ -37,6 +37,11 @@ pub struct Instance {
     pub launched_at: DateTime<Utc>,
 }
 
+/// The instance, whatever its state.
+pub async fn find(conn: &mut Conn, id: &InstanceId) -> Result<Option<Instance>> {
+    Ok(instances::table.find(id).select(Instance::as_select()).first(conn).await.optional()?)
+}
+
 /// The instances of a node that are not terminated.
 pub async fn of_node(conn: &mut Conn, node: &str) -> Result<Vec<Instance>> {
     Ok(instances::table

@@ -40,6 +40,10 @@ pub struct Values {
 pub enum Subject {
     /// An expression whose text is compared.
     Expression(&'static str),
+    /// The same of an attachment, alias `b`: one of the live ones of the instance `i`.
+    Attachment(&'static str),
+    /// The tag `g` that is listed itself: its key must be this, its value is compared.
+    ListedTag(String),
     /// The value of the tag with this key.
     Tag(String),
     /// The key of any tag.
@@ -94,6 +98,11 @@ impl<R> Select<R> {
             self.cached = false;
             self = match subject {
                 Subject::Expression(expression) => self.sql(" AND ").any(expression, values),
+                Subject::Attachment(expression) => self
+                    .sql(" AND EXISTS (SELECT FROM attachments b WHERE b.instance_id = i.id AND b.state <> 'detached' AND ")
+                    .any(expression, values)
+                    .sql(")"),
+                Subject::ListedTag(key) => self.sql(" AND g.key = ").text(key).sql(" AND ").any("g.value", values),
                 Subject::Tag(key) => {
                     self.tag(resource).sql(" AND t.key = ").text(key).sql(" AND ").any("t.value", values).sql(")")
                 }

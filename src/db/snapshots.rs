@@ -48,6 +48,44 @@ pub async fn find(conn: &mut Conn, id: &SnapshotId) -> Result<Option<Snapshot>> 
     Ok(snapshots::table.find(id).select(Snapshot::as_select()).first(conn).await.optional()?)
 }
 
+/// The snapshots of a node.
+pub async fn of_node(conn: &mut Conn, node: &str) -> Result<Vec<Snapshot>> {
+    Ok(snapshots::table.filter(snapshots::node.eq(node)).select(Snapshot::as_select()).load(conn).await?)
+}
+
+/// The snapshot, held so that nobody deletes it before the transaction ends.
+pub async fn find_for_share(conn: &mut Conn, id: &SnapshotId) -> Result<Option<Snapshot>> {
+    Ok(snapshots::table.find(id).select(Snapshot::as_select()).for_share().first(conn).await.optional()?)
+}
+
+/// A snapshot that is being asked for.
+#[derive(Debug, Clone, Copy, Insertable)]
+#[diesel(table_name = snapshots, check_for_backend(diesel::pg::Pg))]
+#[allow(missing_docs, reason = "the fields are those of Snapshot")]
+pub struct NewSnapshot<'a> {
+    pub id: &'a SnapshotId,
+    pub account_id: &'a str,
+    pub volume_id: &'a VolumeId,
+    pub volume_size_gib: i32,
+    pub node: &'a str,
+    pub description: &'a str,
+    pub state: SnapshotState,
+}
+
+/// Stores a new snapshot.
+pub async fn insert(conn: &mut Conn, new: &NewSnapshot<'_>) -> Result<Snapshot> {
+    Ok(diesel::insert_into(snapshots::table).values(new).returning(Snapshot::as_returning()).get_result(conn).await?)
+}
+
+/// How many snapshots of the volume are being taken.
+pub async fn count_pending(conn: &mut Conn, volume: &VolumeId) -> Result<i64> {
+    Ok(snapshots::table
+        .filter(snapshots::volume_id.eq(volume).and(snapshots::state.eq(SnapshotState::Pending)))
+        .count()
+        .get_result(conn)
+        .await?)
+}
+
 /// Records that a pending snapshot is whole. One whose deletion was asked for meanwhile stays `deleting`.
 pub async fn set_completed(conn: &mut Conn, id: &SnapshotId, data_bytes: i64) -> Result<()> {
     diesel::update(snapshots::table.find(id).filter(snapshots::state.eq(SnapshotState::Pending)))

@@ -50,6 +50,76 @@ pub async fn find(conn: &mut Conn, id: &VolumeId) -> Result<Option<Volume>> {
     Ok(volumes::table.find(id).select(Volume::as_select()).first(conn).await.optional()?)
 }
 
+/// A volume that is being asked for.
+#[derive(Debug, Clone, Copy, Insertable)]
+#[diesel(table_name = volumes, check_for_backend(diesel::pg::Pg))]
+#[allow(missing_docs, reason = "the fields are those of Volume")]
+pub struct NewVolume<'a> {
+    pub id: &'a VolumeId,
+    pub account_id: &'a str,
+    pub zone: &'a str,
+    pub node: &'a str,
+    pub size_gib: i32,
+    pub volume_type: &'a str,
+    pub iops: Option<i32>,
+    pub throughput: Option<i32>,
+    pub initialization_rate: Option<i32>,
+    pub snapshot_id: Option<&'a SnapshotId>,
+    pub state: VolumeState,
+    pub client_token: Option<&'a str>,
+    pub request_digest: Option<&'a [u8]>,
+}
+
+/// Stores a new volume. `None`, and nothing done, when a volume with its client token is there already; a try that is under
+/// way at the same moment is waited for.
+pub async fn insert(conn: &mut Conn, new: &NewVolume<'_>) -> Result<Option<Volume>> {
+    Ok(diesel::insert_into(volumes::table)
+        .values(new)
+        .on_conflict_do_nothing()
+        .returning(Volume::as_returning())
+        .get_result(conn)
+        .await
+        .optional()?)
+}
+
+/// The volume that a client token stands for, deleted or not, with the digest of the request that made it.
+pub async fn find_by_token(
+    conn: &mut Conn,
+    account_id: &str,
+    token: &str,
+) -> Result<Option<(Volume, Option<Vec<u8>>)>> {
+    Ok(volumes::table
+        .filter(volumes::account_id.eq(account_id).and(volumes::client_token.eq(token)))
+        .select((Volume::as_select(), volumes::request_digest))
+        .first(conn)
+        .await
+        .optional()?)
+}
+
+/// Of these nodes, the one with the fewest GiB given away.
+pub async fn emptiest(conn: &mut Conn, nodes: &[&str]) -> Result<Option<String>> {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = diesel::sql_types::Text)]
+        node: String,
+    }
+    let row: Option<Row> = diesel::sql_query(
+        "SELECT n.node FROM unnest($1) AS n (node) LEFT JOIN volumes v ON v.node = n.node AND v.state <> 'deleted' \
+         GROUP BY n.node ORDER BY coalesce(sum(v.size_gib), 0), n.node LIMIT 1",
+    )
+    .bind::<diesel::sql_types::Array<diesel::sql_types::Text>, _>(nodes)
+    .get_result(conn)
+    .await
+    .optional()?;
+    Ok(row.map(|row| row.node))
+}
+
+/// The volume, held so that its state stays until the transaction ends.
+pub async fn hold(conn: &mut Conn, id: &VolumeId) -> Result<Option<Volume>> {
+    let row = volumes::table.find(id).select(Volume::as_select()).for_no_key_update().first(conn).await;
+    Ok(row.optional()?)
+}
+
 /// Moves a volume from one of the states given; tells whether it was in one of them.
 pub async fn swap_state(conn: &mut Conn, id: &VolumeId, from: &[VolumeState], to: VolumeState) -> Result<bool> {
     let rows = diesel::update(volumes::table.find(id).filter(volumes::state.eq_any(from)))

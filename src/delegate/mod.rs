@@ -21,6 +21,7 @@ pub mod sim;
 pub mod target;
 pub mod vmm;
 pub mod volume;
+pub mod wire;
 
 /// The fencing token of a call: the lease generation of the workflow that makes it. Generations come from one database
 /// sequence, so of two workers on one resource the later claim always has the higher one.
@@ -262,7 +263,7 @@ impl DelegateError {
 }
 
 /// What a delegate's verb answers.
-pub type Result<T> = std::result::Result<T, DelegateError>;
+pub type Result<T, E = DelegateError> = std::result::Result<T, E>;
 
 /// A storage node: volumes, snapshots, exports.
 #[async_trait]

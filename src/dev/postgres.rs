@@ -32,6 +32,8 @@ const START_DEADLINE: Duration = Duration::from_secs(120);
 const INITDB_DEADLINE: Duration = Duration::from_secs(120);
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
 
+/// Names the directory elsewhere, when there is one.
+const LOCATION: &str = "postgres.location";
 /// Where data goes that the unprivileged user could not reach in the directory it was meant for.
 const ELSEWHERE: &str = "/var/lib/vbs-dev";
 
@@ -41,8 +43,8 @@ pub struct Postgres {
     /// What to connect to.
     pub url: String,
     children: Children,
+    spec: Spec,
     socket_dir: PathBuf,
-    data: PathBuf,
 }
 
 /// Takes over the Postgres of `dir`, or starts it, making its files first when there are none; returns when it answers.
@@ -66,28 +68,37 @@ pub async fn start(dir: &Path, children: &Children, options: &[&str]) -> Result<
     args.extend(options.iter().map(Into::into));
     let program = programs.dir.join("postgres");
     let spec = Spec { name: NAME.into(), program, args, env: Vec::new(), user };
-    let postgres = Postgres { url, children: children.clone(), socket_dir, data };
-    postgres.await_answer(&spec).await?;
+    let postgres = Postgres { url, children: children.clone(), spec, socket_dir };
+    postgres.await_answer().await?;
     postgres.ensure_database().await?;
     Ok(postgres)
 }
 
 impl Postgres {
-    /// A fast shutdown: sessions are cut off, everything committed is kept.
-    pub async fn stop(&self) -> Result<(), DevError> {
-        self.children.stop(NAME, Signal::INT, STOP_PATIENCE).await?;
-        sockets::remove_if_elsewhere(&self.data, &self.socket_dir);
-        Ok(())
+    /// Starts it again each time it ends. Returns only when that fails.
+    pub async fn keep_running(&self) -> DevError {
+        loop {
+            let round = async {
+                if let Some(child) = self.children.adopt(NAME)? {
+                    child.exited().await?;
+                }
+                tracing::warn!("Postgres has ended, it is started again");
+                self.await_answer().await
+            };
+            if let Err(error) = round.await {
+                return error;
+            }
+        }
     }
 
-    async fn await_answer(&self, spec: &Spec) -> Result<(), DevError> {
+    async fn await_answer(&self) -> Result<(), DevError> {
         let deadline = Instant::now() + START_DEADLINE;
         let child = match self.children.adopt(NAME)? {
             Some(child) => child,
             // It may run although no record says so: who listens on the socket in its data directory is it.
             None => match self.listener().await {
-                Some(pid) => self.children.take_over(spec, pid)?,
-                None => self.children.adopt_or_spawn(spec)?,
+                Some(pid) => self.children.take_over(&self.spec, pid)?,
+                None => self.children.adopt_or_spawn(&self.spec)?,
             },
         };
         loop {
@@ -95,7 +106,7 @@ impl Postgres {
             if ended_within(&child, Duration::from_millis(20)).await? {
                 // One that an earlier run has just started holds the data directory's lock, and will answer soon.
                 if let Some(pid) = self.listener().await.filter(|pid| *pid != child.pid) {
-                    self.children.take_over(spec, pid)?;
+                    self.children.take_over(&self.spec, pid)?;
                     continue;
                 }
                 return Err(DevError::new(format!("Postgres ended:\n{}", self.children.last_words(NAME))));
@@ -132,6 +143,13 @@ impl Postgres {
     }
 }
 
+/// Ends the Postgres of `dir` by a fast shutdown: sessions are cut off, everything committed is kept.
+pub async fn stop(dir: &Path, children: &Children) -> Result<(), DevError> {
+    children.stop(NAME, Signal::INT, STOP_PATIENCE).await?;
+    sockets::remove_if_elsewhere(&recorded_home(dir).join("data"));
+    Ok(())
+}
+
 async fn ended_within(child: &Child, time: Duration) -> Result<bool, DevError> {
     timeout(time, child.exited()).await.map_or(Ok(false), |ended| ended.map(|()| true))
 }
@@ -139,13 +157,9 @@ async fn ended_within(child: &Child, time: Duration) -> Result<bool, DevError> {
 /// The directory of Postgres's files: `DIR/postgres`, or, where its user cannot reach that, one elsewhere that
 /// `DIR/postgres.location` names.
 fn home(dir: &Path, user: Option<User>) -> Result<PathBuf, DevError> {
-    let location = dir.join("postgres.location");
-    if let Ok(text) = fs::read_to_string(&location) {
-        return Ok(PathBuf::from(text.trim_end()));
-    }
-    let here = dir.join("postgres");
+    let known = recorded_home(dir);
     let home = match user {
-        Some(user) if !here.exists() && !user.may_enter(dir) => {
+        Some(user) if !known.exists() && !user.may_enter(dir) => {
             let elsewhere = Path::new(ELSEWHERE).join(uuid::Uuid::new_v4().to_string());
             tracing::info!(
                 "{} is closed to the user that Postgres runs as: its data goes to {}",
@@ -153,16 +167,21 @@ fn home(dir: &Path, user: Option<User>) -> Result<PathBuf, DevError> {
                 elsewhere.display()
             );
             make_dir(Path::new(ELSEWHERE), 0o755)?;
-            write_atomically(&location, elsewhere.to_string_lossy().as_bytes(), 0o600)?;
+            write_atomically(&dir.join(LOCATION), elsewhere.to_string_lossy().as_bytes(), 0o600)?;
             elsewhere
         }
-        _ => here,
+        _ => known,
     };
     make_dir(&home, 0o700)?;
     if let Some(user) = user {
         user.own(&home)?;
     }
     Ok(home)
+}
+
+/// Where the files are, when there are any.
+fn recorded_home(dir: &Path) -> PathBuf {
+    fs::read_to_string(dir.join(LOCATION)).map_or_else(|_| dir.join("postgres"), |text| text.trim_end().into())
 }
 
 fn make_dir(path: &Path, mode: u32) -> Result<(), DevError> {
@@ -297,12 +316,12 @@ mod tests {
         fs::remove_file(dir.join("run/postgres.json")).unwrap();
         let second = start(&dir, &children, &[]).await.unwrap();
         assert_eq!(children.adopt(NAME).unwrap().unwrap().pid, pid);
-        second.stop().await.unwrap();
+        stop(&dir, &children).await.unwrap();
         assert!(children.adopt(NAME).unwrap().is_none());
         assert!(!second.socket_dir.exists());
 
         let third = start(&dir, &children, &[]).await.unwrap();
         third.connect(DATABASE).await.unwrap().batch_execute("SELECT * FROM kept").await.unwrap();
-        third.stop().await.unwrap();
+        stop(&dir, &children).await.unwrap();
     }
 }

@@ -34,10 +34,13 @@ pub fn directory(preferred: &Path, longest_name: usize, user: Option<User>) -> R
     Ok(dir)
 }
 
-/// Removes a directory that [`directory`] chose elsewhere; the next start makes another.
-pub fn remove_if_elsewhere(preferred: &Path, chosen: &Path) {
-    if preferred != chosen {
-        let _ = fs::remove_dir_all(chosen);
+/// Removes what [`directory`] chose elsewhere, if it did; the next start chooses again.
+pub fn remove_if_elsewhere(preferred: &Path) {
+    let location = preferred.with_extension("location");
+    if let Ok(text) = fs::read_to_string(&location) {
+        // At worst an empty directory stays behind.
+        let _ = fs::remove_dir_all(text.trim_end());
+        let _ = fs::remove_file(&location);
     }
 }
 
@@ -63,9 +66,10 @@ mod tests {
         let chosen = directory(&far, 20, None).unwrap();
         assert!(chosen.as_os_str().len() + 21 <= PATH_MAX);
         assert_eq!(directory(&far, 20, None).unwrap(), chosen);
-        remove_if_elsewhere(&far, &chosen);
+        remove_if_elsewhere(&far);
+        assert!(!chosen.exists());
         let another = directory(&far, 20, None).unwrap();
         assert_ne!(another, chosen);
-        remove_if_elsewhere(&far, &another);
+        remove_if_elsewhere(&far);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! tgtd has manners of its own (1.0.85): when its port is taken it says so in its log and runs on without a portal, and it
 //! catches SIGTERM and does nothing. So it is asked which portals it has before it is believed, and it is stopped by
-//! `tgtadm`, which it obeys when it serves no target, or by SIGKILL: it keeps nothing that could be lost.
+//! SIGKILL: it writes through to the volumes' files and keeps nothing of its own that could be lost.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -22,6 +22,7 @@ pub const NAME: &str = "tgtd";
 
 /// Tells one tgtd from another in one socket directory; ours has the directory to itself.
 const CONTROL_PORT: u16 = 1;
+const SOCKETS: &str = "tgt";
 /// `ipc.1.lock`
 const LONGEST_SOCKET_NAME: usize = 10;
 const START_DEADLINE: Duration = Duration::from_secs(20);
@@ -33,15 +34,13 @@ pub struct Tgtd {
     config: config::Tgt,
     children: Children,
     program: PathBuf,
-    preferred_socket_dir: PathBuf,
     port_file: PathBuf,
 }
 
 /// Takes over the tgtd of `dir`, or starts it, on the port it had before when that is free.
 pub async fn start(dir: &Path, children: &Children, iqn_prefix: &str) -> Result<Tgtd, DevError> {
     let program = find_program("tgtd", "tgt")?;
-    let preferred_socket_dir = dir.join("tgt");
-    let socket_dir = sockets::directory(&preferred_socket_dir, LONGEST_SOCKET_NAME, None)?;
+    let socket_dir = sockets::directory(&dir.join(SOCKETS), LONGEST_SOCKET_NAME, None)?;
     let port_file = dir.join("tgt.port");
     let known = fs::read_to_string(&port_file).ok().and_then(|text| text.trim_end().parse().ok());
     let config = config::Tgt {
@@ -50,7 +49,7 @@ pub async fn start(dir: &Path, children: &Children, iqn_prefix: &str) -> Result<
         portal: SocketAddr::from((Ipv4Addr::LOCALHOST, known.map_or_else(free_port, Ok)?)),
         iqn_prefix: iqn_prefix.to_owned(),
     };
-    let mut tgtd = Tgtd { config, children: children.clone(), program, preferred_socket_dir, port_file };
+    let mut tgtd = Tgtd { config, children: children.clone(), program, port_file };
     for _ in 0..PORTS_TRIED {
         if tgtd.serves(&tgtd.children.adopt_or_spawn(&tgtd.spec())?).await? {
             let port = tgtd.config.portal.port().to_string();
@@ -90,19 +89,6 @@ impl Tgtd {
         }
     }
 
-    /// Ends it, with every session it serves.
-    pub async fn stop(&self) -> Result<(), DevError> {
-        if let Some(child) = self.children.adopt(NAME)?
-            && self.tgtadm(&["--mode", "sys", "--op", "delete"]).await.is_ok()
-        {
-            // It takes about 100 ms to obey.
-            let _ = timeout(Duration::from_secs(2), child.exited()).await;
-        }
-        self.children.stop(NAME, Signal::KILL, Duration::from_secs(5)).await?;
-        sockets::remove_if_elsewhere(&self.preferred_socket_dir, &self.config.socket_dir);
-        Ok(())
-    }
-
     fn spec(&self) -> Spec {
         let portal = format!("portal={}", self.config.portal);
         let args = ["-f", "-C", &CONTROL_PORT.to_string(), "--iscsi", &portal].map(Into::into);
@@ -131,6 +117,13 @@ impl Tgtd {
     }
 }
 
+/// Ends the tgtd of `dir`, with every session it serves.
+pub async fn stop(dir: &Path, children: &Children) -> Result<(), DevError> {
+    children.stop(NAME, Signal::KILL, Duration::from_secs(5)).await?;
+    sockets::remove_if_elsewhere(&dir.join(SOCKETS));
+    Ok(())
+}
+
 /// Reads `tgtadm --mode portal --op show`: `Portal: 127.0.0.1:32607,1`, the number after the comma being the portal group.
 fn has_portal(text: &str, portal: SocketAddr) -> bool {
     let portals = text.lines().filter_map(|line| line.trim().strip_prefix("Portal: "));
@@ -156,12 +149,12 @@ mod tests {
         let second = start(dir.path(), &children, "iqn.2026-01.test").await.unwrap();
         assert_eq!(children.adopt(NAME).unwrap().unwrap().pid, pid);
         assert_eq!(second.config().portal, portal);
-        second.stop().await.unwrap();
+        stop(dir.path(), &children).await.unwrap();
         assert!(children.adopt(NAME).unwrap().is_none());
 
         let _squatter = TcpListener::bind(portal).unwrap();
         let third = start(dir.path(), &children, "iqn.2026-01.test").await.unwrap();
         assert_ne!(third.config().portal, portal);
-        third.stop().await.unwrap();
+        stop(dir.path(), &children).await.unwrap();
     }
 }

@@ -5,7 +5,7 @@ use std::pin::Pin;
 
 use super::error::ApiResult;
 use super::query::Params;
-use super::{Api, Call, sts, zones};
+use super::{Api, Call, attachments, create_volume, instances, snapshots, sts, tags, volumes, zones};
 
 /// What a handler comes down to.
 type Answer<'a> = Pin<Box<dyn Future<Output = ApiResult<String>> + Send + 'a>>;
@@ -14,25 +14,42 @@ type Answer<'a> = Pin<Box<dyn Future<Output = ApiResult<String>> + Send + 'a>>;
 pub struct Action {
     /// Its name on the wire.
     pub name: &'static str,
-    /// Its handler.
-    pub(super) run: for<'a> fn(&'a Api, &'a Call, Params) -> Answer<'a>,
+    run: for<'a> fn(&'a Api, &'a Call, Params) -> Answer<'a>,
 }
 
-/// Every action there is, by name.
-pub const ACTIONS: [Action; 3] = [
+/// Every action there is.
+pub static ACTIONS: [Action; 15] = [
+    Action { name: "AttachVolume", run: |api, call, params| Box::pin(attachments::attach(api, call, params)) },
+    Action { name: "CreateSnapshot", run: |api, call, params| Box::pin(snapshots::create(api, call, params)) },
+    Action { name: "CreateTags", run: |api, call, params| Box::pin(tags::create(api, call, params)) },
+    Action { name: "CreateVolume", run: |api, call, params| Box::pin(create_volume::create(api, call, params)) },
+    Action { name: "DeleteSnapshot", run: |api, call, params| Box::pin(snapshots::delete(api, call, params)) },
+    Action { name: "DeleteTags", run: |api, call, params| Box::pin(tags::delete(api, call, params)) },
+    Action { name: "DeleteVolume", run: |api, call, params| Box::pin(volumes::delete(api, call, params)) },
     Action {
         name: "DescribeAvailabilityZones",
         run: |api, call, params| Box::pin(async { zones::describe_availability_zones(api, call, params) }),
     },
+    Action { name: "DescribeInstances", run: |api, call, params| Box::pin(instances::describe(api, call, params)) },
     Action {
         name: "DescribeRegions",
         run: |api, call, params| Box::pin(async { zones::describe_regions(api, call, params) }),
     },
+    Action { name: "DescribeSnapshots", run: |api, call, params| Box::pin(snapshots::describe(api, call, params)) },
+    Action { name: "DescribeTags", run: |api, call, params| Box::pin(tags::describe(api, call, params)) },
+    Action { name: "DescribeVolumes", run: |api, call, params| Box::pin(volumes::describe(api, call, params)) },
+    Action { name: "DetachVolume", run: |api, call, params| Box::pin(attachments::detach(api, call, params)) },
     Action { name: sts::ACTION, run: |_, call, _| Box::pin(async { Ok(sts::get_caller_identity(call)) }) },
 ];
 
+impl Action {
+    /// Runs its handler.
+    pub(super) fn run<'a>(&self, api: &'a Api, call: &'a Call, params: Params) -> Answer<'a> {
+        (self.run)(api, call, params)
+    }
+}
+
 /// The action of this name.
-pub(super) fn find(name: &str) -> Option<&'static Action> {
-    static TABLE: [Action; 3] = ACTIONS;
-    TABLE.iter().find(|action| action.name == name)
+pub fn find(name: &str) -> Option<&'static Action> {
+    ACTIONS.iter().find(|action| action.name == name)
 }

@@ -9,22 +9,29 @@
 //! order in which AWS does, and then runs one transaction: check, change, enqueue the workflow, commit.
 
 pub mod actions;
+mod attachments;
 mod auth;
+mod create_volume;
 mod device;
 pub mod error;
 mod faults;
 mod filters;
+mod instance_filters;
+mod instances;
 mod paging;
 mod query;
 mod region;
 mod resource_id;
+mod snapshots;
 mod sts;
 mod tag_rules;
+mod tags;
 mod volume_types;
+mod volumes;
 mod xml;
 mod zones;
 
-use crate::config::Config;
+use crate::config::{self, Config, Link};
 use crate::db::Pool;
 use crate::seal::Sealer;
 use crate::sigv4;
@@ -36,12 +43,25 @@ use query::Query;
 use region::Region;
 use xml::Xml;
 
+/// The naming authority of targets on nodes whose own this process does not know.
+const IQN_PREFIX: &str = "iqn.2026-01.internal.vbs";
+
 /// What every request needs.
 pub struct Api {
     pool: Pool,
     region: Region,
     keys: Keys,
+    sealer: Sealer,
     wake: Wake,
+    storage: Vec<StorageNode>,
+}
+
+/// What this module must know of a storage node.
+struct StorageNode {
+    name: String,
+    zone: String,
+    /// The naming authority of its targets.
+    iqn_prefix: String,
 }
 
 /// A request that was understood and whose sender is known.
@@ -73,7 +93,32 @@ pub struct Reply {
 impl Api {
     /// Makes the front of a gateway.
     pub fn new(config: &Config, pool: Pool, sealer: Sealer, wake: Wake) -> Self {
-        Self { pool, region: Region::new(config), keys: Keys::new(sealer, config.gateway.sigv2), wake }
+        let storage = |node: &config::VolumeNode| StorageNode {
+            name: node.name.clone(),
+            zone: node.zone.clone(),
+            iqn_prefix: match &node.delegate {
+                Link::Local(storage) => storage.tgt.iqn_prefix.clone(),
+                Link::Sim(_) | Link::Remote(_) => IQN_PREFIX.to_owned(),
+            },
+        };
+        Self {
+            pool,
+            region: Region::new(config),
+            keys: Keys::new(sealer.clone(), config.gateway.sigv2),
+            sealer,
+            wake,
+            storage: config.volume_nodes.iter().map(storage).collect(),
+        }
+    }
+
+    /// The names of the storage nodes of a zone.
+    fn storage_nodes_of(&self, zone: &str) -> Vec<&str> {
+        self.storage.iter().filter(|node| node.zone == zone).map(|node| node.name.as_str()).collect()
+    }
+
+    /// What the names of a storage node's targets start with.
+    fn iqn_prefix_of(&self, node: &str) -> &str {
+        self.storage.iter().find(|known| known.name == node).map_or(IQN_PREFIX, |known| &known.iqn_prefix)
     }
 
     /// Forgets what is remembered of access keys, because one was changed.
@@ -103,7 +148,7 @@ impl Api {
         let host = request.headers.get("host").and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned();
         let call = Call { caller, request_id: request_id.to_owned(), action: action.name, version, dry_run, host };
         tracing::debug!(request_id, action = call.action, account = &*call.caller.account_id, "call");
-        (action.run)(self, &call, params).await
+        action.run(self, &call, params).await
     }
 }
 

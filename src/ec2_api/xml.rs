@@ -61,11 +61,6 @@ impl Xml {
         self.out
     }
 
-    /// The bytes written so far.
-    pub fn len(&self) -> usize {
-        self.out.len()
-    }
-
     /// An element with text; an empty text gives `<name/>`.
     pub fn text(&mut self, name: &str, text: &str) -> &mut Self {
         if text.is_empty() {
@@ -118,13 +113,29 @@ impl Xml {
         &mut self,
         name: &str,
         items: impl IntoIterator<Item = T>,
-        mut item: impl FnMut(&mut Self, T),
+        item: impl FnMut(&mut Self, T),
     ) -> &mut Self {
         self.element(name, |xml| {
-            for each in items {
-                xml.element("item", |xml| item(xml, each));
-            }
+            xml.items(items, item);
         })
+    }
+
+    /// Begins an element that is written piece by piece.
+    pub fn open(&mut self, name: &str) -> &mut Self {
+        self.raw(&["<", name, ">"])
+    }
+
+    /// Ends it.
+    pub fn close(&mut self, name: &str) -> &mut Self {
+        self.raw(&["</", name, ">"])
+    }
+
+    /// The `item`s of a set.
+    pub fn items<T>(&mut self, items: impl IntoIterator<Item = T>, mut item: impl FnMut(&mut Self, T)) -> &mut Self {
+        for each in items {
+            self.element("item", |xml| item(xml, each));
+        }
+        self
     }
 
     fn raw(&mut self, parts: &[&str]) -> &mut Self {

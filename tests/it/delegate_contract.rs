@@ -1,10 +1,14 @@
 //! What every delegate must do, whatever is behind it and whichever way it is called: the same tests over the real drivers,
 //! the simulation, and the simulation over HTTP.
 
+use std::io::{Read, Write};
 use std::sync::Arc;
 
-use vbs::config;
+use tempfile::TempDir;
+use vbs::config::{self, SecretSource};
+use vbs::delegate::client::Client;
 use vbs::delegate::guard::Guarded;
+use vbs::delegate::server::{StorageService, VmmService};
 use vbs::delegate::sim::SimCloud;
 use vbs::delegate::volume::local::LocalStorage;
 use vbs::delegate::{
@@ -12,6 +16,7 @@ use vbs::delegate::{
     SnapshotSpec, VmmDelegate, VolumeDelegate, VolumeSpec,
 };
 use vbs::ids::{SnapshotId, VolumeId};
+use vbs::server::{self, Handler};
 
 use crate::support::tgtd::Tgtd;
 
@@ -213,6 +218,98 @@ async fn the_simulation_keeps_the_contract() {
     let (storage, vmm) = sim();
     storage_contract(&*storage).await;
     vmm_contract(&*storage, &*vmm, "m1").await;
+}
+
+/// A node's service on a port of its own; gives what a gateway's file says of it.
+fn serve(service: impl Handler, key: &SecretSource, config: config::Server) -> config::Remote {
+    let listener = server::listen(([127, 0, 0, 1], 0).into()).unwrap();
+    let scheme = if config.tls_cert.is_some() { "https" } else { "http" };
+    let url = format!("{scheme}://{}", listener.local_addr().unwrap());
+    let ca = config.tls_cert.clone();
+    tokio::spawn(async move {
+        server::serve(&config, listener, Arc::new(service), std::future::pending()).await.unwrap();
+    });
+    config::Remote { url, key: key.clone(), ca }
+}
+
+fn node_key(dir: &TempDir) -> SecretSource {
+    std::fs::write(dir.path().join("key"), "0123456789abcdef0123456789abcdef").unwrap();
+    SecretSource::File(dir.path().join("key"))
+}
+
+#[tokio::test]
+async fn the_simulation_over_http_keeps_the_contract() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = node_key(&dir);
+    let (storage, vmm) = sim();
+    let plain = config::Server::default();
+    let storage = serve(StorageService::new("storage-1", &key, storage).unwrap(), &key, plain.clone());
+    let vmm = serve(VmmService::new("vmm-1", &key, vmm).unwrap(), &key, plain);
+    let storage = Client::new("storage-1", &storage).unwrap();
+    storage_contract(&storage).await;
+    vmm_contract(&storage, &Client::new("vmm-1", &vmm).unwrap(), "m1").await;
+
+    let stranger = Client::new("storage-2", &vmm).unwrap();
+    let refused = VmmDelegate::observe(&stranger).await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Retry, "{refused}");
+    let gone = config::Remote { url: "http://127.0.0.1:1".into(), key, ca: None };
+    let refused = VmmDelegate::observe(&Client::new("vmm-1", &gone).unwrap()).await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Retry, "{refused}");
+}
+
+#[tokio::test]
+async fn over_https_a_node_is_believed_only_with_a_certificate_of_its_own_authority() {
+    let dir = tempfile::tempdir().unwrap();
+    let [good, other] = ["good", "other"].map(|name| {
+        let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        let (cert, key) = (dir.path().join(format!("{name}.pem")), dir.path().join(format!("{name}.key")));
+        std::fs::write(&cert, made.cert.pem()).unwrap();
+        std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+        (cert, key)
+    });
+    let tls = config::Server { tls_cert: Some(good.0), tls_key: Some(good.1), ..config::Server::default() };
+    let key = node_key(&dir);
+    let remote = serve(StorageService::new("storage-1", &key, sim().0).unwrap(), &key, tls);
+    for _ in 0..2 {
+        VolumeDelegate::observe(&Client::new("storage-1", &remote).unwrap()).await.unwrap();
+    }
+    let wrong = config::Remote { ca: Some(other.0), ..remote.clone() };
+    let refused = VolumeDelegate::observe(&Client::new("storage-1", &wrong).unwrap()).await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Retry, "{refused}");
+    assert!(Client::new("storage-1", &config::Remote { ca: None, ..remote }).is_err());
+}
+
+#[tokio::test]
+async fn a_node_that_was_restarted_or_says_nonsense_is_worth_another_try() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = node_key(&dir);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let answer = |body: &str| format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let good = answer("\"atomic\"");
+    // Each of these is all that one connection ever says.
+    let said = [
+        good.clone(),
+        good,
+        answer("{\"kind\":"),
+        "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n".into(),
+        "?\r\n\r\n".into(),
+    ];
+    let node = std::thread::spawn(move || {
+        for text in said {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 4096]).unwrap();
+            stream.write_all(text.as_bytes()).unwrap();
+        }
+    });
+    let client = Client::new("storage-1", &config::Remote { url, key, ca: None }).unwrap();
+    for _ in 0..2 {
+        client.snapshot_method().await.expect("the second time over a new connection");
+    }
+    for _ in 0..3 {
+        assert_eq!(kind(client.snapshot_method().await), ErrorKind::Retry);
+    }
+    node.join().unwrap();
 }
 
 #[tokio::test]

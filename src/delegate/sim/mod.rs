@@ -212,7 +212,9 @@ impl SimCloud {
             *state.calls.entry(verb).or_default() += 1;
             (state.latency, fault::take(&mut state.faults, verb))
         };
-        tokio::time::sleep(latency).await;
+        if !latency.is_zero() {
+            tokio::time::sleep(latency).await;
+        }
         let lost = || Err(DelegateError::retry(format!("{verb}: the answer was lost (injected)")));
         match fault {
             None => effect(&mut self.state()),

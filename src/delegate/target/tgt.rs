@@ -60,9 +60,11 @@ impl Tgt {
             Some(target) => self.sound(target, spec, path, &mut secrets).await?,
             None => None,
         };
-        let target = match target {
-            Some(target) => target,
-            None => self.new_target(&shown, &spec.iqn).await?,
+        let target = if let Some(target) = target {
+            target
+        } else {
+            let others = shown.iter().filter(|target| target.name != spec.iqn);
+            self.new_target(lowest_free(others), &spec.iqn).await?
         };
         self.ensure_unit(&target, &spec.volume, path).await?;
         self.ensure_access(&target, spec, &mut secrets).await?;
@@ -130,8 +132,7 @@ impl Tgt {
         Ok(None)
     }
 
-    async fn new_target(&self, shown: &[Target], name: &str) -> Result<Target> {
-        let tid = lowest_free(shown);
+    async fn new_target(&self, tid: u32, name: &str) -> Result<Target> {
         let tid_text = tid.to_string();
         self.tgtadm(&["--mode", "target", "--op", "new", "--tid", &tid_text, "--targetname", name]).await?;
         Ok(Target { tid, name: name.to_owned(), ..Target::default() })
@@ -274,8 +275,8 @@ fn whole(target: &Target, path: &str) -> bool {
 }
 
 /// tgtd takes 1 to 2^31 - 1.
-fn lowest_free(shown: &[Target]) -> u32 {
-    let mut taken: Vec<u32> = shown.iter().map(|target| target.tid).collect();
+fn lowest_free<'a>(shown: impl Iterator<Item = &'a Target>) -> u32 {
+    let mut taken: Vec<u32> = shown.map(|target| target.tid).collect();
     taken.sort_unstable();
     taken.dedup();
     let free = (1..).zip(&taken).find(|(number, tid)| number != *tid).map(|(number, _)| number);
@@ -301,7 +302,7 @@ mod tests {
     fn the_lowest_free_target_number_is_taken() {
         let free = |tids: &[u32]| {
             let shown: Vec<_> = tids.iter().map(|tid| Target { tid: *tid, ..Target::default() }).collect();
-            lowest_free(&shown)
+            lowest_free(shown.iter())
         };
         assert_eq!([free(&[]), free(&[1, 2]), free(&[2]), free(&[4, 1, 2]), free(&[3, 2, 1])], [1, 3, 1, 3, 4]);
     }

@@ -93,6 +93,14 @@ pub(super) fn disks(nodes: &Value, devices: &Value) -> Vec<ObservedDisk> {
         .collect()
 }
 
+/// The portals of every session of the machine, ours and others' alike, each once.
+pub(super) fn portals(nodes: &Value) -> Vec<Portal> {
+    let mut addresses: Vec<String> = list(nodes).iter().filter_map(|n| Some(session(n)?.portal.address)).collect();
+    addresses.sort();
+    addresses.dedup();
+    addresses.into_iter().map(|address| Portal { address }).collect()
+}
+
 /// How much a guest has written to a device, from `query-blockstats`: the operations that change what the disk holds, and
 /// their bytes. `None` when the machine has no such device.
 pub(super) fn writes(names: &Names, stats: &Value) -> Option<[u64; 4]> {
@@ -177,6 +185,7 @@ mod tests {
     fn a_disk_is_attached_only_while_its_device_stands_on_its_target() {
         let volume = VolumeId::parse("vol-0123456789abcdef0").unwrap();
         let others = node("other", "iscsi", "json:{\"driver\": \"iscsi\", \"target\": \"x\", \"portal\": \"y\"}");
+        assert_eq!(portals(&json!([raw_over_iscsi(), iscsi(), iscsi()])).len(), 1);
         let disk = |attached| vec![ObservedDisk { volume: volume.clone(), iqn: IQN.into(), attached }];
         assert_eq!(disks(&json!([raw_over_iscsi(), iscsi(), others]), &device()), disk(true));
         assert_eq!(disks(&json!([raw_over_iscsi(), iscsi()]), &json!([])), disk(false));

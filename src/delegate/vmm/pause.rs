@@ -105,14 +105,17 @@ impl Pauses {
         let told = |e| qemu::error(&spec.machine, &e);
         holder.uuid = qemu::uuid(qmp).await.map_err(told)?;
         let parts = qemu::parts(qmp, &names).await.map_err(told)?;
-        let Some(session) = parts.session.filter(|_| parts.device) else {
+        if !parts.device {
             return Ok(());
-        };
-        // `stop` waits for every request in flight: with the target away, it would hang the machine.
-        qemu::portal_answers(&session.portal).await?;
+        }
         let running = qemu::running(qmp).await.map_err(told)?;
         holder.on_disk.ours = running || self.paused(&spec.machine);
         if running {
+            // `stop` waits for every request in flight: with a target away, it would hang the machine.
+            let nodes = qmp.execute("query-named-block-nodes", json!({"flat": true})).await.map_err(told)?;
+            for portal in blocks::portals(&nodes) {
+                qemu::portal_answers(&portal).await?;
+            }
             self.put(holder.clone());
             self.save().await?;
             if let Err(e) = qmp.execute("stop", json!({})).await {

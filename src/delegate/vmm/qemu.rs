@@ -14,8 +14,9 @@
 //!   flight and swaps the iSCSI node for one that answers everything with EIO. From then on the guest can do no harm to the
 //!   volume, the session can end and the un-export is safe, though the guest may keep the dead device until it restarts.
 //!   The same volume cannot go to the same machine before that; to another, it can.
-//! - **A request in flight to a target that is away blocks the whole monitor**, as soon as anything waits for it. So before
-//!   a pause, a forced detach or a log-in the portal is tried first, and while it is away the answer is Retry.
+//! - **A request in flight to a target that is away blocks the whole machine**, as soon as anything waits for it: a pause, a
+//!   forced detach, a log-out. So the portal is tried first, and while it is away the answer is Retry. A target that
+//!   vanishes or hangs just then still blocks the machine until it is back; it then goes on by itself.
 //!
 //! QEMU does not show the unit's serial number. That the right volume answers rests on the target's name, which is made for
 //! one attachment and never used again, and on the secret that goes with it.
@@ -49,6 +50,8 @@ pub(super) const LIMIT: Duration = Duration::from_secs(10);
 const OBSERVE_LIMIT: Duration = Duration::from_secs(3);
 /// The longest wait for a target's TCP port.
 const PORTAL_LIMIT: Duration = Duration::from_secs(2);
+/// The wait for a guest to let go of a device that was cut off: most do at once, and then nothing is left over.
+const CUT_WAIT: Duration = Duration::from_secs(1);
 /// Between two looks at whether a guest has let go.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -138,7 +141,7 @@ impl VmmDelegate for Qemu {
                     session.iqn
                 )));
             }
-            _ => log_out(&mut qmp, &names, &there).await.map_err(told)?,
+            _ => log_out(&mut qmp, &names, &there, machine).await?,
         }
         portal_answers(&spec.portal).await?;
         let secret = json!({"qom-type": "secret", "id": names.chap, "data": export.chap_secret.0});
@@ -148,7 +151,13 @@ impl VmmDelegate for Qemu {
             "portal": spec.portal.address, "target": export.iqn, "lun": export.lun,
             "user": export.chap_user, "password-secret": names.chap, "initiator-name": export.initiator_iqn,
         });
-        qmp.execute("blockdev-add", node).await.map_err(told).map(drop)
+        if let Err(e) = qmp.execute("blockdev-add", node).await {
+            if matches!(e, QmpError::Refused { .. }) {
+                forget_secret(&mut qmp, &names).await.map_err(told)?;
+            }
+            return Err(told(e));
+        }
+        Ok(())
     }
 
     async fn ensure_disconnected(&self, _: Generation, spec: &DiskSpec) -> Result<()> {
@@ -165,7 +174,7 @@ impl VmmDelegate for Qemu {
             Some(_) if there.in_use() => {
                 Err(DelegateError::retry(format!("machine {} still has {} as a disk", spec.machine, spec.volume)))
             }
-            _ => log_out(&mut qmp, &names, &there).await.map_err(told),
+            _ => log_out(&mut qmp, &names, &there, &spec.machine).await,
         }
     }
 
@@ -208,7 +217,7 @@ impl VmmDelegate for Qemu {
     async fn ensure_detached(&self, _: Generation, spec: &DiskSpec, force: bool) -> Result<Detach> {
         let (names, machine) = (Names::of(&spec.volume), &spec.machine);
         let told = |e| error(machine, &e);
-        let end = Instant::now() + self.detach_wait;
+        let end = Instant::now() + if force { CUT_WAIT } else { self.detach_wait };
         let mut asked = false;
         loop {
             // A turn and a connection for each look: the monitor is not ours alone while we wait.
@@ -219,30 +228,20 @@ impl VmmDelegate for Qemu {
             };
             let there = parts(&mut qmp, &names).await.map_err(told)?;
             if !there.device {
-                clear(&mut qmp, &names, &there).await.map_err(told)?;
+                match clear(&mut qmp, &names, &there).await {
+                    // The device leaves the list a moment before it lets go of its node.
+                    Err(e) if e.says("in use") && Instant::now() < end => {}
+                    cleared => return cleared.map(|()| Detach::Gone).map_err(told),
+                }
+            } else if there.is_of_another(spec) {
                 return Ok(Detach::Gone);
-            }
-            let dead = match &there.disk {
-                Some(Under::Nothing) => true,
-                Some(Under::Target(iqn)) if *iqn == spec.iqn => false,
-                // A disk of another attachment: this one's is gone.
-                Some(Under::Target(_)) => return Ok(Detach::Gone),
-                None => return Err(DelegateError::retry(format!("machine {machine}: the disk is on no node of ours"))),
-            };
-            if force && !dead {
-                cut(&mut qmp, &names, &there, machine).await?;
-            }
-            if !asked {
-                ask(&mut qmp, &names).await.map_err(told)?;
-                asked = true;
-            }
-            if force || dead {
-                return Ok(Detach::Gone);
+            } else {
+                let dead = let_go(&mut qmp, &names, &there, machine, force, &mut asked).await?;
+                if Instant::now() >= end {
+                    return Ok(if dead { Detach::Gone } else { Detach::Busy });
+                }
             }
             drop((qmp, turn));
-            if Instant::now() >= end {
-                return Ok(Detach::Busy);
-            }
             sleep(LOOK).await;
         }
     }
@@ -289,6 +288,11 @@ impl Parts {
     fn in_use(&self) -> bool {
         self.device && self.disk != Some(Under::Nothing)
     }
+
+    /// Whether the device reaches the volume through the target of another attachment; the disk asked for is gone then.
+    fn is_of_another(&self, spec: &DiskSpec) -> bool {
+        matches!(&self.disk, Some(Under::Target(iqn)) if *iqn != spec.iqn)
+    }
 }
 
 fn stopped(machine: &mut ObservedMachine) {
@@ -325,12 +329,38 @@ async fn lists(qmp: &mut Qmp) -> std::result::Result<(Value, Value), QmpError> {
 
 /// Whether something answers where a target should be.
 pub(super) async fn portal_answers(portal: &Portal) -> Result<()> {
-    let why = match timeout(PORTAL_LIMIT, TcpStream::connect(&portal.address)).await {
-        Ok(Ok(_)) => return Ok(()),
-        Ok(Err(e)) => e.to_string(),
-        Err(_) => "no answer in time".into(),
-    };
-    Err(DelegateError::retry(format!("the portal {} is away: {why}", portal.address)))
+    let away = |why: &str| DelegateError::retry(format!("the portal {} is away: {why}", portal.address));
+    match try_portal(portal).await {
+        Some(Ok(())) => Ok(()),
+        Some(Err(e)) => Err(away(&e.to_string())),
+        None => Err(away("no answer in time")),
+    }
+}
+
+/// Connects, and says what came of it; nothing when nothing came.
+async fn try_portal(portal: &Portal) -> Option<std::io::Result<()>> {
+    timeout(PORTAL_LIMIT, TcpStream::connect(&portal.address)).await.ok().map(|connected| connected.map(drop))
+}
+
+/// One look at a device that shall leave: cuts it off when forced to, and asks for it once. Tells whether the volume is safe
+/// from the guest now.
+async fn let_go(
+    qmp: &mut Qmp,
+    names: &Names,
+    there: &Parts,
+    machine: &str,
+    force: bool,
+    asked: &mut bool,
+) -> Result<bool> {
+    let dead = there.disk == Some(Under::Nothing);
+    if force && !dead {
+        cut(qmp, names, there, machine).await?;
+    }
+    if !*asked {
+        ask(qmp, names).await.map_err(|e| error(machine, &e))?;
+        *asked = true;
+    }
+    Ok(force || dead)
 }
 
 /// Asks the guest to let go of the device.
@@ -345,7 +375,7 @@ async fn ask(qmp: &mut Qmp, names: &Names) -> std::result::Result<(), QmpError> 
 /// Takes the volume from under the device.
 async fn cut(qmp: &mut Qmp, names: &Names, there: &Parts, machine: &str) -> Result<()> {
     let told = |e| error(machine, &e);
-    let Some(session) = &there.session else {
+    let (Some(session), Some(Under::Target(_))) = (&there.session, &there.disk) else {
         return Err(DelegateError::retry(format!("machine {machine}: the disk is on no node of ours")));
     };
     portal_answers(&session.portal).await?;
@@ -376,12 +406,21 @@ async fn clear(qmp: &mut Qmp, names: &Names, there: &Parts) -> std::result::Resu
     Ok(())
 }
 
-/// Ends the session, and forgets its secret.
-async fn log_out(qmp: &mut Qmp, names: &Names, there: &Parts) -> std::result::Result<(), QmpError> {
-    clear(qmp, names, there).await?;
-    if there.session.is_some() {
-        qmp.execute("blockdev-del", json!({"node-name": names.serial})).await?;
+/// Ends the session, and forgets its secret. QEMU logs out and waits for the answer with all else: that is quick when the
+/// target is there and when its port refuses us, and has no end when packets to it are lost.
+async fn log_out(qmp: &mut Qmp, names: &Names, there: &Parts, machine: &str) -> Result<()> {
+    let told = |e| error(machine, &e);
+    clear(qmp, names, there).await.map_err(told)?;
+    if let Some(session) = &there.session {
+        if try_portal(&session.portal).await.is_none() {
+            return Err(DelegateError::retry(format!("the portal {} is away: no log-out", session.portal.address)));
+        }
+        qmp.execute("blockdev-del", json!({"node-name": names.serial})).await.map_err(told)?;
     }
+    forget_secret(qmp, names).await.map_err(told)
+}
+
+async fn forget_secret(qmp: &mut Qmp, names: &Names) -> std::result::Result<(), QmpError> {
     match qmp.execute("object-del", json!({"id": names.chap})).await {
         Err(e) if e.says("not found") => Ok(()),
         done => done.map(drop),

@@ -137,17 +137,17 @@ mod tests {
 
     const GREETING: &str = "{\"QMP\": {\"version\": {}, \"capabilities\": []}}\n";
 
-    /// A monitor that says `script` line by line: the greeting at once, then one entry for each command it gets.
+    /// A monitor that greets, gives one answer of the script for each command it gets, and hangs up.
     fn monitor(dir: &tempfile::TempDir, script: Vec<&'static str>) -> PathBuf {
         let path = dir.path().join("m.qmp");
         let listener = UnixListener::bind(&path).unwrap();
         tokio::spawn(async move {
             let (stream, _) = listener.accept().await.unwrap();
             let mut stream = BufReader::new(stream);
+            stream.get_mut().write_all(GREETING.as_bytes()).await.unwrap();
             for answer in script {
+                stream.read_line(&mut String::new()).await.unwrap();
                 stream.get_mut().write_all(answer.as_bytes()).await.unwrap();
-                let mut line = String::new();
-                stream.read_line(&mut line).await.unwrap();
             }
         });
         path
@@ -159,7 +159,6 @@ mod tests {
         let socket = monitor(
             &dir,
             vec![
-                GREETING,
                 "{\"return\": {}, \"id\": 1}\n",
                 "{\"event\": \"STOP\", \"data\": {}}\n{\"return\": {\"status\": \"paused\"}, \"id\": 2}\n",
                 "{\"id\": 3, \"error\": {\"class\": \"GenericError\", \"desc\": \"Node vol1 is in use\"}}\n",
@@ -185,7 +184,7 @@ mod tests {
         let _listener = UnixListener::bind(&silent).unwrap();
         assert!(matches!(Qmp::connect(&silent, limit).await.unwrap_err(), QmpError::Silent(_)));
 
-        let socket = monitor(&dir, vec![GREETING, "{\"return\": {}, \"id\": 1}\n", "{\"retu"]);
+        let socket = monitor(&dir, vec!["{\"return\": {}, \"id\": 1}\n", "{\"retu"]);
         let mut qmp = Qmp::connect(&socket, Duration::from_secs(5)).await.unwrap();
         assert!(matches!(qmp.execute("stop", json!({})).await.unwrap_err(), QmpError::Broken(_)));
     }

@@ -8,6 +8,8 @@
 //!   more than there is must watch the disk. Copies do take room, so they are refused (`NoRoom`) when what is free, less what
 //!   other copies at work will take and a reserve, does not hold them.
 //!
+//! A volume that is exported may grow, but its target shows the new size only when it is exported anew.
+//!
 //! The functions here block; [`super::local`] calls them on threads that may.
 
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -15,6 +17,10 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 
 use super::copy;
 use crate::delegate::{DelegateError, Result, SnapshotMethod, SnapshotReport, SnapshotSpec, VolumeSpec};
@@ -22,6 +28,9 @@ use crate::ids::{Id, Kind, SnapshotId, VolumeId};
 
 /// What is always left free, in bytes: Postgres or a guest's write must not be what finds the disk full.
 const RESERVE: u64 = 64 << 20;
+
+/// How long a start waits for the delegate before it to end.
+const HANDOVER: Duration = Duration::from_secs(3);
 
 /// The volume and snapshot files under one directory.
 #[derive(Debug)]
@@ -44,10 +53,7 @@ impl Files {
         for dir in [&volumes, &snapshots, &unfinished] {
             DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         }
-        let lock = create(&data_dir.join("lock"))?;
-        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|e| {
-            io::Error::new(e.kind(), format!("{}: another delegate has this directory ({e})", data_dir.display()))
-        })?;
+        let lock = take(data_dir)?;
         remove_unfinished(&unfinished, "")?;
         sync(data_dir)?;
         let method = probe(&unfinished)?;
@@ -218,6 +224,23 @@ struct Promise<'a> {
 impl Drop for Promise<'_> {
     fn drop(&mut self) {
         *self.files.promised.lock().unwrap_or_else(PoisonError::into_inner) -= self.bytes;
+    }
+}
+
+/// Locks the data directory. A predecessor that is just ending gets a moment.
+fn take(data_dir: &Path) -> io::Result<File> {
+    let lock = create(&data_dir.join("lock"))?;
+    let patience = Instant::now() + HANDOVER;
+    loop {
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(lock),
+            Err(Errno::WOULDBLOCK) if Instant::now() < patience => std::thread::sleep(HANDOVER / 20),
+            Err(Errno::WOULDBLOCK) => {
+                let message = format!("another delegate has the directory {}", data_dir.display());
+                return Err(io::Error::new(io::ErrorKind::WouldBlock, message));
+            }
+            Err(e) => return Err(e.into()),
+        }
     }
 }
 

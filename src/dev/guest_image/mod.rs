@@ -64,7 +64,14 @@ struct Inputs {
 /// # Errors
 /// When an input is missing ([`ImageError`] says what to do), or a file cannot be read or written.
 pub async fn ensure(dir: &Path) -> Result<GuestImage, ImageError> {
-    let inputs = blocking(Inputs::find).await?;
+    let (dir, runtime) = (dir.to_owned(), tokio::runtime::Handle::current());
+    // Nearly all of it is reading and writing of files.
+    let work = tokio::task::spawn_blocking(move || runtime.block_on(find_or_make(&dir)));
+    work.await.unwrap_or_else(|e| Err(ImageError::Tool(format!("making the guest's image: {e}"))))
+}
+
+async fn find_or_make(dir: &Path) -> Result<GuestImage, ImageError> {
+    let inputs = Inputs::find()?;
     let image = GuestImage { kernel: dir.join("kernel"), initrd: dir.join("initrd") };
     let stamp_file = dir.join("stamp");
     let stamp = inputs.stamp()?;
@@ -188,10 +195,4 @@ fn newest_kernel(root: &Path) -> Option<(PathBuf, PathBuf)> {
 fn at(path: &Path) -> impl FnOnce(std::io::Error) -> ImageError {
     let path = path.to_owned();
     move |source| ImageError::File { path, source }
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
-) -> Result<T, ImageError> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(ImageError::Tool(e.to_string())))
 }

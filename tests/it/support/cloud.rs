@@ -65,12 +65,8 @@ impl Cloud {
             let stop = stop.clone();
             async move { gateway.run(listener, stop).await.unwrap() }
         });
-        let client = Client {
-            address,
-            account_id: ACCOUNT.into(),
-            access_key_id: key.id,
-            secret: key.secret.to_string(),
-        };
+        let client =
+            Client { address, account_id: ACCOUNT.into(), access_key_id: key.id, secret: key.secret.to_string() };
         Self { client, sim: sim.clone(), pool, context, sealer, stop, running: Some(running) }
     }
 
@@ -120,7 +116,11 @@ impl Cloud {
     /// The state of a volume as a describe shows it; `gone` when there is none.
     pub async fn volume_state(&self, id: &str) -> String {
         let answer = self.client.call("DescribeVolumes", &[("VolumeId.1", id)]).await;
-        if answer.find("Code").as_deref() == Some("InvalidVolume.NotFound") { "gone".into() } else { answer.text("status") }
+        if answer.find("Code").as_deref() == Some("InvalidVolume.NotFound") {
+            "gone".into()
+        } else {
+            answer.text("status")
+        }
     }
 
     /// Waits until a describe shows the snapshot in this state.

@@ -4,3 +4,4 @@ pub mod client;
 pub mod cloud;
 pub mod postgres;
 pub mod tgtd;
+pub mod walk;

@@ -1,0 +1,135 @@
+//! Volumes as a describe shows them: with their attachment and their tags, in one statement.
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::sql_types::{Array, Bool, Int4, Nullable, Text, Timestamptz};
+use diesel_async::RunQueryDsl;
+
+use super::select::{Condition, Select};
+use super::{Conn, Result};
+use crate::ids::{InstanceId, SnapshotId, VolumeId};
+use crate::state::{AttachmentState, VolumeState};
+
+/// A volume with what hangs on it.
+#[derive(Debug, Clone, Queryable)]
+pub struct DescribedVolume {
+    /// Its id.
+    pub id: VolumeId,
+    /// Its size in GiB.
+    pub size_gib: i32,
+    /// The snapshot it was made from.
+    pub snapshot_id: Option<SnapshotId>,
+    /// The zone it is in.
+    pub zone: String,
+    /// Its state.
+    pub state: VolumeState,
+    /// When it was asked for.
+    pub created_at: DateTime<Utc>,
+    /// `gp2`, `gp3`, …
+    pub volume_type: String,
+    /// I/O operations a second.
+    pub iops: Option<i32>,
+    /// MiB a second.
+    pub throughput: Option<i32>,
+    /// MiB a second asked for the first reading of the snapshot.
+    pub initialization_rate: Option<i32>,
+    /// Always false for now.
+    pub encrypted: bool,
+    /// Whether several instances may attach it.
+    pub multi_attach: bool,
+    /// Its live attachment; the fields are there all or none.
+    pub instance_id: Option<InstanceId>,
+    /// The device name, as the caller wrote it.
+    pub device: Option<String>,
+    /// How the attachment stands.
+    pub attachment_state: Option<AttachmentState>,
+    /// When it was asked for.
+    pub attached_at: Option<DateTime<Utc>>,
+    /// Whether the volume goes with the instance.
+    pub delete_on_termination: Option<bool>,
+    /// The keys of its tags, sorted.
+    pub tag_keys: Option<Vec<String>>,
+    /// Their values, in the order of the keys.
+    pub tag_values: Option<Vec<String>>,
+}
+
+type Row = (
+    Text,
+    Int4,
+    Nullable<Text>,
+    Text,
+    Text,
+    Timestamptz,
+    Text,
+    Nullable<Int4>,
+    Nullable<Int4>,
+    Nullable<Int4>,
+    Bool,
+    Bool,
+    Nullable<Text>,
+    Nullable<Text>,
+    Nullable<Text>,
+    Nullable<Timestamptz>,
+    Nullable<Bool>,
+    Nullable<Array<Text>>,
+    Nullable<Array<Text>>,
+);
+
+/// The expression of a volume's id, for tags; conditions may also use the aliases `v` (volumes) and `a` (attachments).
+const ID: &str = "v.id";
+
+const SELECT: &str = "SELECT v.id, v.size_gib, v.snapshot_id, v.zone, v.state, v.created_at, v.volume_type, v.iops, \
+    v.throughput, v.initialization_rate, v.encrypted, v.multi_attach, \
+    a.instance_id, a.device, a.state, a.attached_at, a.delete_on_termination, g.keys, g.vals \
+    FROM volumes v \
+    LEFT JOIN attachments a ON a.volume_id = v.id AND a.state <> 'detached' \
+    LEFT JOIN LATERAL (SELECT array_agg(key ORDER BY key) AS keys, array_agg(value ORDER BY key) AS vals \
+        FROM tags WHERE resource_id = v.id) g ON true \
+    WHERE v.account_id = ";
+
+/// The volumes of these ids that the account has. Who is missing is not there.
+pub async fn by_ids(
+    conn: &mut Conn,
+    account_id: &str,
+    ids: &[VolumeId],
+    conditions: &[Condition],
+) -> Result<Vec<DescribedVolume>> {
+    let ids: Vec<&str> = ids.iter().map(VolumeId::as_str).collect();
+    let query: Select<Row> = Select::new(SELECT)
+        .text(account_id)
+        .sql(" AND v.state <> 'deleted' AND v.id = ANY(")
+        .texts(&ids)
+        .sql(")")
+        .conditions(conditions, ID)
+        .sql(" ORDER BY v.id");
+    Ok(query.load(conn).await?)
+}
+
+/// Volumes of the account behind `after`, at most `limit`.
+pub async fn page(
+    conn: &mut Conn,
+    account_id: &str,
+    after: Option<&str>,
+    limit: i64,
+    conditions: &[Condition],
+) -> Result<Vec<DescribedVolume>> {
+    let query: Select<Row> = Select::new(SELECT)
+        .text(account_id)
+        .sql(" AND v.state <> 'deleted' AND v.id > ")
+        .text(after.unwrap_or_default())
+        .conditions(conditions, ID)
+        .sql(" ORDER BY v.id LIMIT ")
+        .number(limit);
+    Ok(query.load(conn).await?)
+}
+
+/// Which of these ids the account has: tells an id that a filter hides from one that is not there.
+pub async fn existing(conn: &mut Conn, account_id: &str, ids: &[VolumeId]) -> Result<Vec<VolumeId>> {
+    use super::schema::volumes;
+    Ok(volumes::table
+        .filter(volumes::account_id.eq(account_id).and(volumes::state.ne(VolumeState::Deleted)))
+        .filter(volumes::id.eq_any(ids))
+        .select(volumes::id)
+        .load(conn)
+        .await?)
+}

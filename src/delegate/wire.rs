@@ -1,0 +1,68 @@
+//! What goes over the wire between [`super::client`] and [`super::server`]: `POST /v1/VERB` with a JSON body, answered by a
+//! JSON body: with status 200 the verb's result, with any other a [`DelegateError`].
+//!
+//! Requests are signed with our own `SigV4` under the node's key, the node's name being access key id and region at once. A
+//! request that is sent again by somebody who listens is good for fifteen minutes, and then mostly harms nothing: verbs
+//! are idempotent, and the fence refuses those of a worker that has been followed by another. Answers are not signed, and
+//! CHAP secrets go as they are. Where others share the network, `https` is what keeps them out.
+
+use hyper::StatusCode;
+use serde::{Deserialize, Serialize};
+
+use super::{DelegateError, DiskSpec, ErrorKind, Generation};
+use crate::config::{ConfigError, SecretSource};
+
+/// The service in the signatures' scope.
+pub const SERVICE: &str = "vbs-delegate";
+
+/// What the paths start with; the verb follows.
+pub const PATH: &str = "/v1/";
+
+/// The body of a verb that changes something.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Call<T> {
+    /// The caller's fencing token.
+    pub generation: Generation,
+    /// What shall be.
+    pub spec: T,
+}
+
+/// The specification of `ensure_detached`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct DetachSpec {
+    /// The disk.
+    pub disk: DiskSpec,
+    /// Whether the guest is not asked.
+    pub force: bool,
+}
+
+/// The specification of `ensure_paused`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PauseSpec {
+    /// A disk of the machine.
+    pub disk: DiskSpec,
+    /// How long the pause lasts at most.
+    pub seconds: u32,
+}
+
+/// The status that goes with an error, for those who read logs; the client reads the body.
+pub fn status(error: &DelegateError) -> StatusCode {
+    match error.kind {
+        ErrorKind::Retry => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorKind::Fatal => StatusCode::UNPROCESSABLE_ENTITY,
+        ErrorKind::NoRoom => StatusCode::INSUFFICIENT_STORAGE,
+        ErrorKind::Stale => StatusCode::CONFLICT,
+    }
+}
+
+/// The fewest bytes of a node's key: what a short one protects, patience opens.
+const SHORTEST_KEY: usize = 16;
+
+/// Fetches a node's key.
+pub fn key(source: &SecretSource) -> Result<String, ConfigError> {
+    let key = source.read()?;
+    if key.len() < SHORTEST_KEY {
+        return Err(ConfigError::Invalid(format!("a node's key has {SHORTEST_KEY} bytes at least ({source:?})")));
+    }
+    Ok(key)
+}

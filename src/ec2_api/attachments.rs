@@ -1,0 +1,192 @@
+//! AttachVolume and DetachVolume.
+//!
+//! Every name and secret that an attachment will ever need is made here and committed before the first side effect, so that
+//! whoever carries the workflow on after a crash has them all.
+
+use diesel_async::AsyncConnection;
+use rand::RngCore;
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use crate::db::attachments::{self as rows, Attachment, NewAttachment};
+use crate::db::instances::{self, Instance};
+use crate::db::{Conn, volumes as volume_rows};
+use crate::ids::{InstanceId, VolumeId};
+use crate::state::{AttachmentState, InstanceState, VolumeState};
+use crate::workers::{attach_volume, detach_volume};
+
+use super::device::{self, Device};
+use super::error::{ApiError, ApiResult};
+use super::faults::{incorrect_state, no_instance, no_volume, unsupported};
+use super::query::Params;
+use super::resource_id::{self, Dialect};
+use super::{Api, Call, volumes};
+
+/// The most volumes of one instance: what fits a PC's bus beside its own devices.
+const MAX_ATTACHMENTS: i64 = 26;
+/// The unit of every target; tgt keeps 0 for itself.
+const LUN: i32 = 1;
+
+/// AttachVolume. Not idempotent, as on EC2: the same request again finds the volume in use.
+pub async fn attach(api: &Api, call: &Call, mut params: Params) -> ApiResult<String> {
+    let (volume, instance, device) = (params.text("VolumeId"), params.text("InstanceId"), params.text("Device"));
+    let card = params.integer("EbsCardIndex")?;
+    params.finish()?;
+    let volume: VolumeId = resource_id::required(volume, Dialect::Volume)?;
+    let instance: InstanceId = resource_id::required(instance, Dialect::Instance)?;
+    let device = Device::parse(device)?;
+    if card.is_some_and(|card| card != 0) {
+        return Err(unsupported("Instances here have one EBS card, of index 0."));
+    }
+    let mut conn = api.pool.get().await?;
+    let account = &*call.caller.account_id;
+    let volume = volumes::find(&mut conn, account, &volume).await?;
+    let instance = find_instance(&mut conn, account, &instance).await?;
+    call.stop_if_dry_run()?;
+    if volume.zone != instance.zone {
+        let text =
+            format!("The volume '{}' is not in the same availability zone as instance '{}'", volume.id, instance.id);
+        return Err(ApiError::new("InvalidVolume.ZoneMismatch", text));
+    }
+    if instance.state != InstanceState::Running {
+        return Err(incorrect_state(format!("Instance '{}' is not 'running'.", instance.id)));
+    }
+    let row = conn
+        .transaction(async |conn| {
+            let swapped =
+                volume_rows::swap_state(conn, &volume.id, &[VolumeState::Available], VolumeState::InUse).await?;
+            if !swapped {
+                return Err(not_available(conn, account, &volume.id).await);
+            }
+            insert(api, conn, account, (&volume, &instance), &device).await
+        })
+        .await?;
+    api.wake.wake();
+    Ok(render(call, &row))
+}
+
+async fn find_instance(conn: &mut Conn, account: &str, id: &InstanceId) -> ApiResult<Instance> {
+    instances::find(conn, id)
+        .await?
+        .filter(|row| row.account_id.as_deref() == Some(account) && row.state != InstanceState::Terminated)
+        .ok_or_else(|| no_instance(id))
+}
+
+/// Why a volume could not be taken.
+async fn not_available(conn: &mut Conn, account: &str, id: &VolumeId) -> ApiError {
+    match volumes::find(conn, account, id).await {
+        Ok(row) if row.state == VolumeState::InUse => {
+            ApiError::new("VolumeInUse", format!("{id} is already attached to an instance"))
+        }
+        Ok(_) => incorrect_state(format!("{id} is not 'available'.")),
+        Err(error) => error,
+    }
+}
+
+async fn insert(
+    api: &Api,
+    conn: &mut Conn,
+    account: &str,
+    (volume, instance): (&volume_rows::Volume, &Instance),
+    device: &Device,
+) -> ApiResult<Attachment> {
+    if device.is_root() {
+        return Err(device.taken());
+    }
+    if rows::count_live_of_instance(conn, &instance.id).await? >= MAX_ATTACHMENTS {
+        return Err(ApiError::new(
+            "AttachmentLimitExceeded",
+            format!("You may attach up to {MAX_ATTACHMENTS} devices for this instance type."),
+        ));
+    }
+    let id = Uuid::new_v4();
+    let secret = Zeroizing::new(random_hex());
+    let new = NewAttachment {
+        id,
+        account_id: account,
+        volume_id: &volume.id,
+        instance_id: &instance.id,
+        device: &device.name,
+        device_key: &device.key,
+        state: AttachmentState::Attaching,
+        iqn: &format!("{}:{}.{}", api.iqn_prefix_of(&volume.node), volume.id, &random_hex()[..16]),
+        lun: LUN,
+        chap_user: &format!("vbs-{}", id.simple()),
+        sealed_chap_secret: &api.sealer.seal(&secret, &id.to_string()),
+        initiator_iqn: &instance.initiator_iqn,
+    };
+    let row = rows::insert(conn, &new).await?.ok_or_else(|| device.taken())?;
+    attach_volume::enqueue(conn, id, &volume.id).await?;
+    Ok(row)
+}
+
+/// 128 random bits.
+fn random_hex() -> String {
+    let mut bytes = Zeroizing::new([0; 16]);
+    rand::rng().fill_bytes(bytes.as_mut_slice());
+    hex::encode(bytes.as_slice())
+}
+
+/// DetachVolume. Instance and device, when given, must be those of the attachment. `Force` takes the disk away from a guest
+/// that holds on to it, also when a patient detach is under way.
+pub async fn detach(api: &Api, call: &Call, mut params: Params) -> ApiResult<String> {
+    let (volume, instance) = (params.text("VolumeId"), params.filled("InstanceId"));
+    let device = params.filled("Device");
+    let force = params.boolean("Force")?.unwrap_or(false);
+    params.finish()?;
+    let id: VolumeId = resource_id::required(volume, Dialect::Volume)?;
+    let instance: Option<InstanceId> = instance.map(|text| resource_id::read(&text, Dialect::Instance)).transpose()?;
+    let mut conn = api.pool.get().await?;
+    let account = &*call.caller.account_id;
+    let volume = volumes::find(&mut conn, account, &id).await?;
+    if let Some(instance) = &instance {
+        find_instance(&mut conn, account, instance).await?;
+    }
+    call.stop_if_dry_run()?;
+    if volume.state != VolumeState::InUse {
+        return Err(in_state(&id, volume.state));
+    }
+    let row = conn
+        .transaction(async |conn| {
+            let live = rows::live_of_volume(conn, &id).await?.into_iter().next();
+            let Some((row, _)) = live else { return Err(in_state(&id, VolumeState::Available)) };
+            check_ends(&row, instance.as_ref(), device.as_deref())?;
+            if !detach_volume::start(conn, row.id, &id, force).await? {
+                return Err(in_state(&id, row.state));
+            }
+            rows::find(conn, row.id).await?.map(|(row, _)| row).ok_or_else(|| no_volume(&id))
+        })
+        .await?;
+    api.wake.wake();
+    Ok(render(call, &row))
+}
+
+fn check_ends(row: &Attachment, instance: Option<&InstanceId>, device: Option<&str>) -> ApiResult<()> {
+    let same_instance = instance.is_none_or(|instance| *instance == row.instance_id);
+    let same_device = device.is_none_or(|name| {
+        name == row.device || device::key(name).is_some_and(|key| device::key(&row.device) == Some(key))
+    });
+    if same_instance && same_device {
+        return Ok(());
+    }
+    let instance = instance.unwrap_or(&row.instance_id);
+    let device = device.unwrap_or(&row.device);
+    Err(ApiError::new(
+        "InvalidAttachment.NotFound",
+        format!("The volume '{}' is not attached to instance '{instance}' as device '{device}'.", row.volume_id),
+    ))
+}
+
+fn in_state(id: &VolumeId, state: impl std::fmt::Display) -> ApiError {
+    incorrect_state(format!("Volume '{id}' is in the '{state}' state."))
+}
+
+fn render(call: &Call, row: &Attachment) -> String {
+    let mut xml = call.answer();
+    xml.plain("volumeId", &row.volume_id)
+        .plain("instanceId", &row.instance_id)
+        .text("device", &row.device)
+        .plain("status", row.state)
+        .time("attachTime", row.attached_at);
+    xml.finish()
+}

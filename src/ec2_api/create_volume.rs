@@ -1,0 +1,281 @@
+//! CreateVolume: checks in the order of EC2, then one transaction for the volume, its tags and its workflow.
+//!
+//! A client token makes the request safe to repeat. The token is a unique key of the row, so of many tries at once exactly one
+//! inserts; the others wait for it in the database and then compare what they ask for with what it asked for.
+
+use diesel_async::AsyncConnection;
+use sha2::{Digest, Sha256};
+
+use crate::db::volumes::{self as rows, NewVolume, Volume};
+use crate::db::{Conn, describe_tags, snapshots};
+use crate::ids::{SnapshotId, VolumeId};
+use crate::state::{SnapshotState, VolumeState};
+use crate::workers::create_volume;
+
+use super::error::{ApiError, ApiResult};
+use super::faults::{incorrect_state, invalid_combination, invalid_value, missing, no_snapshot, unsupported};
+use super::query::Params;
+use super::region::Zone;
+use super::resource_id::{self, Dialect};
+use super::tag_rules::{self, Tags};
+use super::volume_types::{self, Asked, Shape};
+use super::{Api, Call, tags};
+
+/// The most characters of a client token.
+const MAX_TOKEN: usize = 64;
+
+/// The parameters as they came: what a token's digest is made of.
+#[derive(Debug)]
+struct Request {
+    zone: Option<String>,
+    zone_id: Option<String>,
+    size: Option<i32>,
+    volume_type: Option<String>,
+    iops: Option<i32>,
+    throughput: Option<i32>,
+    snapshot: Option<String>,
+    encrypted: Option<bool>,
+    kms_key: Option<String>,
+    multi_attach: Option<bool>,
+    rate: Option<i32>,
+    outpost: Option<String>,
+    operator: Option<String>,
+    token: Option<String>,
+    tags: Tags,
+}
+
+impl Request {
+    fn take(params: &mut Params) -> ApiResult<Self> {
+        Ok(Self {
+            zone: params.text("AvailabilityZone"),
+            zone_id: params.text("AvailabilityZoneId"),
+            size: params.integer("Size")?,
+            volume_type: params.filled("VolumeType"),
+            iops: params.integer("Iops")?,
+            throughput: params.integer("Throughput")?,
+            snapshot: params.filled("SnapshotId"),
+            encrypted: params.boolean("Encrypted")?,
+            kms_key: params.filled("KmsKeyId"),
+            multi_attach: params.boolean("MultiAttachEnabled")?,
+            rate: params.integer("VolumeInitializationRate")?,
+            outpost: params.filled("OutpostArn"),
+            operator: params.filled("Operator.Principal"),
+            token: params.filled("ClientToken"),
+            tags: tag_rules::from_specifications(params.tag_specifications()?, "volume")?,
+        })
+    }
+
+    /// Checks what needs no database.
+    fn check(&self) -> ApiResult<Shape> {
+        if self.size.is_none() && self.snapshot.is_none() {
+            return Err(missing("size/snapshot"));
+        }
+        let shape = volume_types::check(Asked {
+            volume_type: self.volume_type.as_deref(),
+            size_gib: self.size,
+            iops: self.iops,
+            throughput: self.throughput,
+        })?;
+        if let Some(rate) = self.rate {
+            if self.snapshot.is_none() {
+                return Err(invalid_combination(
+                    "You can't specify VolumeInitializationRate for volumes that are not created from a snapshot.",
+                ));
+            }
+            if !(100..=300).contains(&rate) {
+                return Err(invalid_value(
+                    "The value specified for VolumeInitializationRate is not in the allowed range.",
+                ));
+            }
+        }
+        if self.kms_key.is_some() && self.encrypted != Some(true) {
+            return Err(ApiError::new(
+                "InvalidParameterDependency",
+                "The parameter KmsKeyId requires the parameter Encrypted to be set.",
+            ));
+        }
+        if self.encrypted == Some(true) {
+            return Err(unsupported("Encrypted volumes are not supported."));
+        }
+        if self.outpost.is_some() || self.operator.is_some() {
+            return Err(unsupported("Outposts and managed resources are not supported."));
+        }
+        Ok(shape)
+    }
+
+    /// Checks what EC2 checks after DryRun.
+    fn check_late(&self, shape: &Shape) -> ApiResult<()> {
+        if self.multi_attach == Some(true) {
+            return Err(invalid_combination(format!(
+                "The parameter multi-attach-enabled is not supported for {} volumes.",
+                shape.volume_type
+            )));
+        }
+        match &self.token {
+            Some(token) if token.chars().count() > MAX_TOKEN => {
+                Err(invalid_value(format!("Client token must be less than or equal to {MAX_TOKEN} characters.")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What must be equal for a token to be a repetition. A zone is the same by name and by id, a throughput left out is
+    /// gp3's default; all else is compared as it was asked for, as EC2 does.
+    fn digest(&self, zone: &Zone, shape: &Shape) -> Vec<u8> {
+        let asked = serde_json::json!([
+            zone.name,
+            self.size,
+            shape.volume_type,
+            self.iops,
+            shape.throughput,
+            self.snapshot,
+            self.encrypted,
+            self.kms_key,
+            self.multi_attach,
+            self.rate,
+            self.tags,
+        ]);
+        Sha256::digest(asked.to_string()).to_vec()
+    }
+}
+
+/// CreateVolume.
+pub async fn create(api: &Api, call: &Call, mut params: Params) -> ApiResult<String> {
+    let request = Request::take(&mut params)?;
+    params.finish()?;
+    let zone = api.region.choose(request.zone.as_deref(), request.zone_id.as_deref())?;
+    let shape = request.check()?;
+    let snapshot = request.snapshot.as_deref().map(|id| resource_id::read(id, Dialect::Snapshot)).transpose()?;
+    call.stop_if_dry_run()?;
+    request.check_late(&shape)?;
+    let digest = request.token.as_ref().map(|_| request.digest(zone, &shape));
+    let mut conn = api.pool.get().await?;
+    let volume = conn
+        .transaction(async |conn| {
+            let account = &*call.caller.account_id;
+            if let (Some(token), Some(digest)) = (&request.token, &digest)
+                && let Some(earlier) = repeated(conn, account, token, digest).await?
+            {
+                return Ok(earlier);
+            }
+            let (size_gib, node) = place(api, conn, account, zone, &shape, snapshot.as_ref()).await?;
+            let new = NewVolume {
+                id: &VolumeId::generate(),
+                account_id: account,
+                zone: &zone.name,
+                node: &node,
+                size_gib,
+                volume_type: shape.volume_type,
+                iops: shape.iops(size_gib),
+                throughput: shape.throughput,
+                initialization_rate: request.rate,
+                snapshot_id: snapshot.as_ref(),
+                state: VolumeState::Creating,
+                client_token: request.token.as_deref(),
+                request_digest: digest.as_deref(),
+            };
+            match rows::insert(conn, &new).await? {
+                Some(row) => {
+                    describe_tags::insert(conn, account, "volume", row.id.as_str(), &request.tags).await?;
+                    create_volume::enqueue(conn, &row.id).await?;
+                    Ok(row)
+                }
+                // Another try with the same token was faster, and has committed by now.
+                None => match (&request.token, &digest) {
+                    (Some(token), Some(digest)) => repeated(conn, account, token, digest)
+                        .await?
+                        .ok_or_else(|| ApiError::internal("a client token came and went")),
+                    _ => Err(ApiError::internal("an insert without a token conflicted")),
+                },
+            }
+        })
+        .await?;
+    api.wake.wake();
+    Ok(render(api, call, &volume, &request.tags))
+}
+
+/// The volume that an earlier request with this token made.
+async fn repeated(conn: &mut Conn, account: &str, token: &str, digest: &[u8]) -> ApiResult<Option<Volume>> {
+    let Some((row, earlier)) = rows::find_by_token(conn, account, token).await? else { return Ok(None) };
+    let mismatch = |text: &str| Err(ApiError::new("IdempotentParameterMismatch", text));
+    if earlier.as_deref() != Some(digest) {
+        return mismatch(
+            "Parameters on this idempotent request are inconsistent with parameters used in previous request(s)",
+        );
+    }
+    if matches!(row.state, VolumeState::Deleting | VolumeState::Deleted) {
+        return mismatch(
+            "The client token you have provided is associated with a resource that is already deleted. Please use a \
+             different client token.",
+        );
+    }
+    Ok(Some(row))
+}
+
+/// The size of the volume, and the storage node that gets it: the one that has the snapshot, else the one of the zone with
+/// the least given away.
+async fn place(
+    api: &Api,
+    conn: &mut Conn,
+    account: &str,
+    zone: &Zone,
+    shape: &Shape,
+    snapshot: Option<&SnapshotId>,
+) -> ApiResult<(i32, String)> {
+    let nodes = api.storage_nodes_of(&zone.name);
+    let Some(id) = snapshot else {
+        let size = shape.size_gib.ok_or_else(|| missing("size/snapshot"))?;
+        let node = match nodes.as_slice() {
+            [only] => Some((*only).to_owned()),
+            many => rows::emptiest(conn, many).await?,
+        };
+        return Ok((size, node.ok_or_else(no_room)?));
+    };
+    let source = snapshots::find_for_share(conn, id)
+        .await?
+        .filter(|row| row.account_id == account && row.state != SnapshotState::Deleting)
+        .ok_or_else(|| no_snapshot(id))?;
+    if source.state != SnapshotState::Completed {
+        return Err(incorrect_state(format!("Snapshot is in invalid state - {}", source.state)));
+    }
+    let size = shape.size_gib.unwrap_or(source.volume_size_gib);
+    if size < source.volume_size_gib {
+        return Err(invalid_value(format!(
+            "The size of a volume can't be smaller than the size of the snapshot ({} GiB) that it is created from.",
+            source.volume_size_gib
+        )));
+    }
+    volume_types::check_size(shape, size)?;
+    if !nodes.contains(&source.node.as_str()) {
+        return Err(unsupported(format!("The snapshot '{id}' can be used only in the zone of its storage node.")));
+    }
+    Ok((size, source.node))
+}
+
+fn no_room() -> ApiError {
+    ApiError::new(
+        "InsufficientVolumeCapacity",
+        "There is not enough capacity to fulfill your volume provision request. Retry with another zone, or later.",
+    )
+}
+
+/// The answer: the fields of the volume at the top level; unlike a describe's, with `tagSet` even when it is
+/// empty.
+fn render(api: &Api, call: &Call, row: &Volume, asked: &Tags) -> String {
+    let mut xml = call.answer();
+    xml.plain("volumeId", &row.id)
+        .plain("size", row.size_gib)
+        .text("snapshotId", row.snapshot_id.as_ref().map_or("", |id| id.as_str()))
+        .text("availabilityZone", &row.zone)
+        .text("availabilityZoneId", api.region.zone_id(&row.zone))
+        .plain("status", row.state)
+        .time("createTime", row.created_at);
+    tags::asked(&mut xml, asked);
+    xml.plain("volumeType", &row.volume_type)
+        .optional_plain("iops", row.iops)
+        .plain("encrypted", row.encrypted)
+        .plain("multiAttachEnabled", row.multi_attach)
+        .optional_plain("throughput", row.throughput)
+        .optional_plain("volumeInitializationRate", row.initialization_rate);
+    xml.finish()
+}

@@ -1,0 +1,189 @@
+//! DescribeVolumes and DeleteVolume, and the form in which a volume is shown.
+
+use diesel_async::AsyncConnection;
+
+use crate::db::Conn;
+use crate::db::attachments;
+use crate::db::describe_volumes::{self as table, DescribedVolume};
+use crate::db::select::{Condition, Subject, Values};
+use crate::db::volumes as volume_rows;
+use crate::ids::VolumeId;
+use crate::state::VolumeState;
+use crate::workers::delete_volume;
+
+use super::error::{ApiError, ApiResult};
+use super::filters::{self, Filter};
+use super::paging::{Onward, PageParams, PageRules};
+use super::query::Params;
+use super::region::Region;
+use super::resource_id::{self, Dialect};
+use super::xml::Xml;
+use super::{Api, Call, faults, tags};
+
+const PAGES: PageRules = PageRules { ids_set: "volumeIdsSet", kind: "volume", zero_is_none: false };
+
+const FILTERS: [&str; 22] = [
+    "attachment.attach-time",
+    "attachment.delete-on-termination",
+    "attachment.device",
+    "attachment.instance-id",
+    "attachment.status",
+    "availability-zone",
+    "availability-zone-id",
+    "create-time",
+    "encrypted",
+    "fast-restored",
+    "multi-attach-enabled",
+    "operator.managed",
+    "operator.principal",
+    "size",
+    "snapshot-id",
+    "status",
+    "tag:",
+    "tag-key",
+    "tag-value",
+    "volume-id",
+    "volume-initialization-rate",
+    "volume-type",
+];
+
+/// DescribeVolumes. One id without filters is the request that clients poll with: it is one statement.
+pub async fn describe(api: &Api, call: &Call, mut params: Params) -> ApiResult<String> {
+    let ids = params.list("VolumeId")?;
+    let filters = params.filters()?;
+    let page = PageParams::take(&mut params)?;
+    params.boolean("IncludeManagedResources")?;
+    params.finish()?;
+    call.stop_if_dry_run()?;
+    let mut page = page.check(PAGES, !ids.is_empty())?;
+    let ids = resource_id::list(&ids, Dialect::Volumes)?;
+    let filters = filters::check(filters, &FILTERS)?;
+    let conditions: Vec<Condition> = filters.iter().map(|filter| condition(filter, &api.region)).collect();
+    let account = &call.caller.account_id;
+    let mut conn = api.pool.get().await?;
+    let mut xml = call.answer();
+    if !ids.is_empty() {
+        let rows = table::by_ids(&mut conn, account, &ids, &conditions).await?;
+        if rows.len() < ids.len() {
+            tags::refuse(&ids, &table::existing(&mut conn, account, &ids).await?, faults::no_volumes)?;
+        }
+        xml.set("volumeSet", &rows, |xml, row| item(xml, row, account, &api.region));
+        return Ok(xml.finish());
+    }
+    xml.open("volumeSet");
+    let token = loop {
+        let mut rows = table::page(&mut conn, account, page.after.as_deref(), page.fetch(), &conditions).await?;
+        let onward = page.advance(&mut rows, |row| row.id.to_string());
+        xml.items(&rows, |xml, row| item(xml, row, account, &api.region));
+        match onward {
+            Onward::Fetch => {}
+            Onward::End => break None,
+            Onward::Token(token) => break Some(token),
+        }
+    };
+    xml.close("volumeSet").optional("nextToken", token.as_deref());
+    Ok(xml.finish())
+}
+
+/// What a filter looks at.
+fn condition(filter: &Filter, region: &Region) -> Condition {
+    let expression = match filter.name.as_str() {
+        "attachment.attach-time" => r#"to_char(a.attached_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"#,
+        "attachment.delete-on-termination" => "a.delete_on_termination::text",
+        "attachment.device" => "a.device",
+        "attachment.instance-id" => "a.instance_id",
+        "attachment.status" => "a.state",
+        "availability-zone" => "v.zone",
+        "availability-zone-id" => {
+            let zones = region.zones.iter().filter(|zone| filter.matches(&zone.id)).map(|zone| zone.name.clone());
+            let values = Values { exact: zones.collect(), like: Vec::new() };
+            return Condition { subject: Subject::Expression("v.zone"), values };
+        }
+        "create-time" => r#"to_char(v.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"#,
+        "encrypted" => "v.encrypted::text",
+        "fast-restored" | "operator.managed" => "'false'::text",
+        "multi-attach-enabled" => "v.multi_attach::text",
+        "operator.principal" => "NULL::text",
+        "size" => "v.size_gib::text",
+        "snapshot-id" => "coalesce(v.snapshot_id, '')",
+        "status" => "v.state",
+        "volume-id" => "v.id",
+        "volume-initialization-rate" => "v.initialization_rate::text",
+        "volume-type" => "v.volume_type",
+        _ => return tags::condition(filter),
+    };
+    Condition { subject: Subject::Expression(expression), values: filter.values() }
+}
+
+/// A volume as DescribeVolumes shows it: an empty `snapshotId` and `attachmentSet` stay, an empty `tagSet` does not.
+fn item(xml: &mut Xml, row: &DescribedVolume, account: &str, region: &Region) {
+    xml.plain("volumeId", &row.id)
+        .plain("size", row.size_gib)
+        .text("snapshotId", row.snapshot_id.as_ref().map_or("", |id| id.as_str()))
+        .text("availabilityZone", &row.zone)
+        .text("availabilityZoneId", region.zone_id(&row.zone))
+        .plain("status", row.state)
+        .time("createTime", row.created_at)
+        .element("attachmentSet", |xml| attachment(xml, row));
+    tags::set(xml, row.tag_keys.as_deref(), row.tag_values.as_deref());
+    xml.plain("volumeType", &row.volume_type)
+        .optional_plain("iops", row.iops)
+        .plain("encrypted", row.encrypted)
+        .plain("multiAttachEnabled", row.multi_attach)
+        .optional_plain("throughput", row.throughput)
+        .optional_plain("volumeInitializationRate", row.initialization_rate)
+        .plain("ownerId", account)
+        .plain("volumeArn", format_args!("arn:aws:ec2:{}:{account}:volume/{}", region.name, row.id))
+        .element("operator", |xml| {
+            xml.plain("managed", false).plain("hiddenByDefault", false);
+        });
+}
+
+fn attachment(xml: &mut Xml, row: &DescribedVolume) {
+    let (Some(instance), Some(device), Some(state), Some(at)) =
+        (&row.instance_id, &row.device, row.attachment_state, row.attached_at)
+    else {
+        return;
+    };
+    xml.element("item", |xml| {
+        xml.plain("volumeId", &row.id)
+            .plain("instanceId", instance)
+            .text("device", device)
+            .plain("status", state)
+            .time("attachTime", at)
+            .plain("deleteOnTermination", row.delete_on_termination.unwrap_or(false));
+    });
+}
+
+/// DeleteVolume. A volume that is being made may be deleted too; one that is attached may not.
+pub async fn delete(api: &Api, call: &Call, mut params: Params) -> ApiResult<String> {
+    let id = params.text("VolumeId");
+    params.finish()?;
+    let id: VolumeId = resource_id::required(id, Dialect::DeleteVolume)?;
+    let mut conn = api.pool.get().await?;
+    find(&mut conn, &call.caller.account_id, &id).await?;
+    call.stop_if_dry_run()?;
+    conn.transaction(async |conn| {
+        if delete_volume::start(conn, &id).await? {
+            return Ok(());
+        }
+        match attachments::live_of_volume(conn, &id).await?.first() {
+            Some((row, _)) => {
+                Err(ApiError::new("VolumeInUse", format!("Volume {id} is currently attached to {}", row.instance_id)))
+            }
+            None => Err(faults::no_volume(&id)),
+        }
+    })
+    .await?;
+    api.wake.wake();
+    Ok(call.done())
+}
+
+/// The volume, if the account has it and nobody has deleted it. For all but the describes, one that is being deleted is gone.
+pub async fn find(conn: &mut Conn, account: &str, id: &VolumeId) -> ApiResult<volume_rows::Volume> {
+    let gone = [VolumeState::Deleting, VolumeState::Deleted];
+    volume_rows::find(conn, id)
+        .await?
+        .filter(|row| row.account_id == account && !gone.contains(&row.state))
+        .ok_or_else(|| faults::no_volume(id))
+}

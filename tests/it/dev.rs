@@ -1,0 +1,123 @@
+//! `vbs dev` from outside: what scripts may rely on.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::support::client::Client;
+
+/// A `vbs dev` that is stopped with the test.
+struct Dev {
+    process: Child,
+    env: HashMap<String, String>,
+}
+
+impl Dev {
+    /// Starts it, and waits for the line that says that it serves.
+    fn start(dir: &Path, arguments: &[&str]) -> Self {
+        let mut command = command(dir, arguments);
+        let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.contains("serves"), "{line:?}; the reason is above");
+        let env = fs::read_to_string(dir.join("env")).unwrap();
+        let pairs = env.lines().map(|line| line.strip_prefix("export ").unwrap().split_once('=').unwrap());
+        Self { process, env: pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect() }
+    }
+
+    fn signal(&mut self, signal: Signal) -> ExitStatus {
+        let pid = Pid::from_raw(i32::try_from(self.process.id()).unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
+        self.process.wait().unwrap()
+    }
+
+    fn instances(&self) -> Vec<&str> {
+        self.env["VBS_INSTANCES"].split(',').collect()
+    }
+
+    fn client(&self) -> Client {
+        let address: SocketAddr = self.env["AWS_ENDPOINT_URL"].strip_prefix("http://").unwrap().parse().unwrap();
+        let (access_key_id, secret) =
+            (self.env["AWS_ACCESS_KEY_ID"].clone(), self.env["AWS_SECRET_ACCESS_KEY"].clone());
+        Client { address, account_id: String::new(), access_key_id, secret }
+    }
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        if self.process.try_wait().unwrap().is_none() {
+            self.signal(Signal::TERM);
+        }
+    }
+}
+
+fn command(dir: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vbs"));
+    command.args(["dev", "--listen", "127.0.0.1:0", "--data"]).arg(dir).args(arguments);
+    command
+}
+
+/// The number in a child's record.
+fn pid(dir: &Path, child: &str) -> i64 {
+    let record: Value = serde_json::from_slice(&fs::read(dir.join(format!("run/{child}.json"))).unwrap()).unwrap();
+    record["process"]["pid"].as_i64().unwrap()
+}
+
+fn is_running(pid: i64) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+/// One that Postgres's user can enter, as a home directory below `/root` is not.
+fn open_directory() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    dir
+}
+
+#[tokio::test]
+async fn a_run_after_a_sigkill_continues_with_the_children_and_a_sigterm_leaves_none() {
+    let dir = open_directory();
+    let mut first = Dev::start(dir.path(), &["--sim", "--instances", "2"]);
+    assert_eq!(first.instances().len(), 2);
+    let described = first.client().ok("DescribeAvailabilityZones", &[]).await;
+    assert_eq!(described.all("zoneName"), ["us-east-1a", "us-east-1b", "us-east-1c"]);
+    let postgres = pid(dir.path(), "postgres");
+    first.signal(Signal::KILL);
+    assert!(is_running(postgres));
+
+    let mut second = Dev::start(dir.path(), &["--sim"]);
+    assert_eq!(pid(dir.path(), "postgres"), postgres);
+    for kept in ["VBS_INSTANCES", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"] {
+        assert_eq!(first.env[kept], second.env[kept], "{kept}");
+    }
+    second.client().ok("DescribeAvailabilityZones", &[]).await;
+    assert!(second.signal(Signal::TERM).success());
+    assert!(!is_running(postgres));
+    assert!(!dir.path().join("env").exists());
+}
+
+#[test]
+fn a_second_run_on_the_same_directory_is_turned_away() {
+    let dir = open_directory();
+    let _first = Dev::start(dir.path(), &["--sim"]);
+    let second = command(dir.path(), &["--sim"]).output().unwrap();
+    assert!(!second.status.success());
+    assert!(String::from_utf8_lossy(&second.stderr).contains("another vbs dev runs on"));
+    assert!(is_running(pid(dir.path(), "postgres")));
+}
+
+#[test]
+fn a_directory_that_was_begun_with_real_nodes_is_not_simulated_later() {
+    let dir = open_directory();
+    fs::write(dir.path().join("machines"), "real 1\n").unwrap();
+    let refused = command(dir.path(), &["--sim"]).output().unwrap();
+    assert!(!refused.status.success());
+    assert_eq!(fs::read_to_string(dir.path().join("machines")).unwrap(), "real 1\n");
+}
