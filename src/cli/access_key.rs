@@ -14,6 +14,7 @@ pub enum AccessKey {
     Create {
         /// The account, by its id or its name
         account: String,
+        /// Which vbs.
         #[command(flatten)]
         file: ConfigFile,
     },
@@ -21,6 +22,7 @@ pub enum AccessKey {
     List {
         /// The account, by its id or its name
         account: Option<String>,
+        /// Which vbs.
         #[command(flatten)]
         file: ConfigFile,
     },

@@ -16,11 +16,13 @@ pub enum Account {
         /// Its id, 12 digits; by default a random one
         #[arg(long)]
         id: Option<String>,
+        /// Which vbs.
         #[command(flatten)]
         file: ConfigFile,
     },
     /// List all accounts
     List {
+        /// Which vbs.
         #[command(flatten)]
         file: ConfigFile,
     },

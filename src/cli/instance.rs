@@ -11,6 +11,7 @@ use crate::ids::InstanceId;
 pub enum Instance {
     /// List all instances, with the machines they are and whose they are
     List {
+        /// Which vbs.
         #[command(flatten)]
         file: ConfigFile,
     },
@@ -20,6 +21,7 @@ pub enum Instance {
         instance: String,
         /// The account, by its id or its name
         account: String,
+        /// Which vbs.
         #[command(flatten)]
         file: ConfigFile,
     },

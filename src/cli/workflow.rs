@@ -16,6 +16,7 @@ pub enum Workflow {
         /// The most to list, newest first
         #[arg(long, default_value_t = 100)]
         limit: u32,
+        /// Which vbs.
         #[command(flatten)]
         file: ConfigFile,
     },
@@ -23,6 +24,7 @@ pub enum Workflow {
     Show {
         /// Its number, as `vbs workflow list` gives it
         id: i64,
+        /// Which vbs.
         #[command(flatten)]
         file: ConfigFile,
     },

@@ -13,7 +13,6 @@ use vbs::sigv4::{Outgoing, sign};
 #[derive(Clone)]
 pub struct Client {
     pub address: SocketAddr,
-    pub account_id: String,
     pub access_key_id: String,
     pub secret: String,
 }

@@ -65,8 +65,7 @@ impl Cloud {
             let stop = stop.clone();
             async move { gateway.run(listener, stop).await.unwrap() }
         });
-        let client =
-            Client { address, account_id: ACCOUNT.into(), access_key_id: key.id, secret: key.secret.to_string() };
+        let client = Client { address, access_key_id: key.id, secret: key.secret.to_string() };
         Self { client, sim: sim.clone(), pool, context, sealer, stop, running: Some(running) }
     }
 
@@ -76,7 +75,7 @@ impl Cloud {
         db::accounts::create(&mut conn, id, id).await.unwrap();
         let key = credentials::create(&mut conn, &self.sealer, id).await.unwrap();
         let (access_key_id, secret) = (key.id, key.secret.to_string());
-        Client { account_id: id.into(), access_key_id, secret, ..self.client.clone() }
+        Client { access_key_id, secret, ..self.client.clone() }
     }
 
     /// Makes a volume of 1 GiB and waits until it is there.
