@@ -1,0 +1,145 @@
+"""Runs the vbs program for the tests, and makes sure that nothing of it stays behind.
+
+A test run may be beside others on one machine, so a process is only ever ended by the number of one that was started
+here, and "nothing stays behind" is asked of the processes that name this run's data directory.
+"""
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target"))
+PROGRAM = Path(os.environ.get("VBS_BIN", TARGET / "debug" / "vbs"))
+
+
+def until(what, condition, seconds=30):
+    """Waits until `condition()` is true and returns what it returned."""
+    end = time.monotonic() + seconds
+    while True:
+        result = condition()
+        if result:
+            return result
+        assert time.monotonic() < end, f"waited {seconds} s in vain for {what}"
+        time.sleep(0.05)
+
+
+def free_port():
+    """A port of the loopback address that was free a moment ago, for programs that cannot choose one themselves."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def processes_of(directory):
+    """The processes whose command line or environment names `directory`, but for this one."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            words = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+        except OSError:
+            continue
+        if os.fsencode(directory) in words:
+            found[int(entry.name)] = words.split(b"\0")[0].decode(errors="replace")
+    return found
+
+
+class Process:
+    """A child with its output in a file."""
+
+    def __init__(self, name, arguments, log_dir):
+        self.name = name
+        self.log = Path(log_dir) / f"{name}.log"
+        with self.log.open("ab") as log:
+            self.child = subprocess.Popen(
+                [PROGRAM, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+
+    def assert_runs(self):
+        assert self.child.poll() is None, f"{self.name} ended with {self.child.returncode}:\n{self.tail()}"
+        return True
+
+    def tail(self):
+        return self.log.read_text(errors="replace")[-4000:]
+
+    def says(self, text):
+        self.assert_runs()
+        return text in self.log.read_text(errors="replace")
+
+    def stop(self, seconds=60):
+        """Asks it to end, and expects it to end well."""
+        self.assert_runs()
+        self.child.send_signal(signal.SIGTERM)
+        try:
+            status = self.child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"{self.name} has not ended {seconds} s after SIGTERM:\n{self.tail()}") from None
+        assert status == 0, f"{self.name} ended with {status}:\n{self.tail()}"
+
+    def kill(self):
+        """Ends it at once."""
+        self.child.kill()
+        self.child.wait()
+
+
+class Dev:
+    """`vbs dev` on a directory."""
+
+    def __init__(self, data, *options):
+        self.data = Path(data)
+        self.data.mkdir(parents=True, exist_ok=True)
+        self.env_file = self.data / "env"
+        self.env_file.unlink(missing_ok=True)
+        arguments = ["dev", "--data", self.data, "--listen", "127.0.0.1:0", *options]
+        self.process = Process("vbs-dev", arguments, self.data.parent)
+        try:
+            until("vbs dev", self._serves, 240)
+        except BaseException:
+            self.process.kill()
+            raise
+        self.env = read_env(self.env_file)
+
+    def _serves(self):
+        return self.process.assert_runs() and self.env_file.exists()
+
+    @property
+    def endpoint(self):
+        return self.env["AWS_ENDPOINT_URL"]
+
+    @property
+    def instances(self):
+        return self.env["VBS_INSTANCES"].split(",")
+
+    def operator(self, *arguments):
+        """Runs an operator's command on this directory's database and returns what it prints."""
+        command = [PROGRAM, *arguments, "--config", self.data / "vbs.toml"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, f"{arguments}: {done.stderr}"
+        return done.stdout.strip()
+
+    def stop(self):
+        """Ends it; nothing that it started may be left."""
+        self.process.stop()
+        left = until_nothing_left(self.data)
+        assert not left, f"vbs dev left behind: {left}"
+
+
+def until_nothing_left(directory, seconds=10):
+    """What of `directory` still runs after a moment's grace."""
+    end = time.monotonic() + seconds
+    while (left := processes_of(directory)) and time.monotonic() < end:
+        time.sleep(0.05)
+    return left
+
+
+def read_env(path):
+    """The variables of a file of `export NAME=VALUE` lines."""
+    words = [word for word in shlex.split(Path(path).read_text()) if word != "export"]
+    return dict(word.split("=", 1) for word in words)
