@@ -7,11 +7,15 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use vbs::dev::console;
 
 use crate::support::client::Client;
+
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A `vbs dev` that is stopped with the test.
 struct Dev {
@@ -42,6 +46,20 @@ impl Dev {
         self.env["VBS_INSTANCES"].split(',').collect()
     }
 
+    /// Waits until the volume's attachment is in this state; `None`: until it has none.
+    async fn attachment_becomes(&self, volume: &str, wanted: Option<&str>) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let described = self.client().ok("DescribeVolumes", &[("VolumeId.1", volume)]).await;
+            // The volume's own status comes before its attachment's.
+            if described.all("status").get(1).map(String::as_str) == wanted {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{}", described.body);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     fn client(&self) -> Client {
         let address: SocketAddr = self.env["AWS_ENDPOINT_URL"].strip_prefix("http://").unwrap().parse().unwrap();
         let (access_key_id, secret) =
@@ -62,6 +80,13 @@ fn command(dir: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vbs"));
     command.args(["dev", "--listen", "127.0.0.1:0", "--data"]).arg(dir).args(arguments);
     command
+}
+
+/// Runs a command in the guest.
+async fn in_guest(dir: &Path, command: &str) -> String {
+    let (output, status) = console::run(&dir.join("qmp/vm-1.serial"), command, PATIENCE).await.unwrap();
+    assert_eq!(status, 0, "{command}: {output}");
+    output.trim().to_owned()
 }
 
 /// The number in a child's record.
@@ -120,4 +145,45 @@ fn a_directory_that_was_begun_with_real_nodes_is_not_simulated_later() {
     let refused = command(dir.path(), &["--sim"]).output().unwrap();
     assert!(!refused.status.success());
     assert_eq!(fs::read_to_string(dir.path().join("machines")).unwrap(), "real 1\n");
+}
+
+#[tokio::test]
+async fn a_guest_keeps_its_disk_and_its_bytes_over_a_sigkill_and_over_a_stop() {
+    let dir = open_directory();
+    let mut first = Dev::start(dir.path(), &[]);
+    let instance = first.instances()[0].to_owned();
+    let made = first.client().ok("CreateVolume", &[("AvailabilityZone", "us-east-1a"), ("Size", "1")]).await;
+    let volume = made.text("volumeId");
+    let attach = [("VolumeId", &*volume), ("InstanceId", &*instance), ("Device", "/dev/sdf")];
+    let deadline = Instant::now() + PATIENCE;
+    while first.client().call("AttachVolume", &attach).await.status != 200 {
+        assert!(Instant::now() < deadline, "the volume does not become available");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    first.attachment_becomes(&volume, Some("attached")).await;
+    let find = format!("disk {} 40", volume.replace("vol-", "vol"));
+    let disk = in_guest(dir.path(), &find).await;
+    in_guest(dir.path(), &format!("dd if=/dev/urandom of={disk} bs=65536 count=32 oflag=direct")).await;
+    let read = format!("md5 $({find}) 2097152");
+    let bytes = in_guest(dir.path(), &read).await;
+
+    // Killed together with its tgtd, while the guest goes on: the export comes back under the guest's feet.
+    let (guest, tgtd) = (pid(dir.path(), "vm-1"), pid(dir.path(), "tgtd"));
+    first.signal(Signal::KILL);
+    kill_process(Pid::from_raw(i32::try_from(tgtd).unwrap()).unwrap(), Signal::KILL).unwrap();
+    let mut second = Dev::start(dir.path(), &[]);
+    assert_eq!((second.instances()[0], pid(dir.path(), "vm-1")), (&*instance, guest));
+    assert_ne!(pid(dir.path(), "tgtd"), tgtd);
+    assert_eq!(in_guest(dir.path(), &read).await, bytes);
+
+    // Stopped, and the guest with it: the next one is the same instance and gets its disk back.
+    assert!(second.signal(Signal::TERM).success());
+    assert!(!is_running(guest));
+    let third = Dev::start(dir.path(), &[]);
+    assert_eq!(third.instances(), [&*instance]);
+    third.attachment_becomes(&volume, Some("attached")).await;
+    assert_eq!(in_guest(dir.path(), &read).await, bytes);
+    third.client().ok("DetachVolume", &[("VolumeId", &volume)]).await;
+    third.attachment_becomes(&volume, None).await;
+    third.client().ok("DeleteVolume", &[("VolumeId", &volume)]).await;
 }
