@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -99,16 +98,9 @@ fn is_running(pid: i64) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
-/// One that Postgres's user can enter, as a home directory below `/root` is not.
-fn open_directory() -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    dir
-}
-
 #[tokio::test]
 async fn a_run_after_a_sigkill_continues_with_the_children_and_a_sigterm_leaves_none() {
-    let dir = open_directory();
+    let dir = tempfile::tempdir().unwrap();
     let mut first = Dev::start(dir.path(), &["--sim", "--instances", "2"]);
     assert_eq!(first.instances().len(), 2);
     let described = first.client().ok("DescribeAvailabilityZones", &[]).await;
@@ -130,7 +122,7 @@ async fn a_run_after_a_sigkill_continues_with_the_children_and_a_sigterm_leaves_
 
 #[test]
 fn a_second_run_on_the_same_directory_is_turned_away() {
-    let dir = open_directory();
+    let dir = tempfile::tempdir().unwrap();
     let _first = Dev::start(dir.path(), &["--sim"]);
     let second = command(dir.path(), &["--sim"]).output().unwrap();
     assert!(!second.status.success());
@@ -140,7 +132,7 @@ fn a_second_run_on_the_same_directory_is_turned_away() {
 
 #[test]
 fn a_directory_that_was_begun_with_real_nodes_is_not_simulated_later() {
-    let dir = open_directory();
+    let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("machines"), "real 1\n").unwrap();
     let refused = command(dir.path(), &["--sim"]).output().unwrap();
     assert!(!refused.status.success());
@@ -149,7 +141,7 @@ fn a_directory_that_was_begun_with_real_nodes_is_not_simulated_later() {
 
 #[tokio::test]
 async fn a_guest_keeps_its_disk_and_its_bytes_over_a_sigkill_and_over_a_stop() {
-    let dir = open_directory();
+    let dir = tempfile::tempdir().unwrap();
     let mut first = Dev::start(dir.path(), &[]);
     let instance = first.instances()[0].to_owned();
     let made = first.client().ok("CreateVolume", &[("AvailabilityZone", "us-east-1a"), ("Size", "1")]).await;
