@@ -4,12 +4,16 @@ A test run may be beside others on one machine, so a process is only ever ended 
 here, and "nothing stays behind" is asked of the processes that name this run's data directory.
 """
 
+import json
 import os
 import shlex
 import signal
 import socket
+import shutil
 import subprocess
+import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -48,6 +52,17 @@ def processes_of(directory):
         if os.fsencode(directory) in words:
             found[int(entry.name)] = words.split(b"\0")[0].decode(errors="replace")
     return found
+
+
+@contextmanager
+def directory():
+    """A directory for data, that a Postgres of another user can reach; gone in the end."""
+    made = Path(tempfile.mkdtemp(prefix="vbs-compat-"))
+    made.chmod(0o711)
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made)
 
 
 class Process:
@@ -126,17 +141,27 @@ class Dev:
 
     def stop(self):
         """Ends it; nothing that it started may be left."""
+        children = self.children()
+        assert children, "vbs dev has no record of its Postgres"
         self.process.stop()
-        left = until_nothing_left(self.data)
-        assert not left, f"vbs dev left behind: {left}"
+        left = [child for child in children if runs(child)]
+        assert not left and not processes_of(self.data), f"vbs dev left behind {left}, {processes_of(self.data)}"
+
+    def children(self):
+        """The processes that it has recorded as its own: their names, numbers and start times."""
+        records = {path.stem: json.loads(path.read_text())["process"] for path in self.data.glob("run/*.json")}
+        return [(name, process["pid"], process["start_time"]) for name, process in records.items() if process]
 
 
-def until_nothing_left(directory, seconds=10):
-    """What of `directory` still runs after a moment's grace."""
-    end = time.monotonic() + seconds
-    while (left := processes_of(directory)) and time.monotonic() < end:
-        time.sleep(0.05)
-    return left
+def runs(child):
+    """Whether a process is still the one that was recorded, and not one that got its number."""
+    _, pid, start_time = child
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    state, *fields = stat.rpartition(")")[2].split()
+    return state != "Z" and int(fields[18]) == start_time
 
 
 def read_env(path):
