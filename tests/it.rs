@@ -1,9 +1,21 @@
 //! The integration suite.
 
+#[path = "it/api_attachments.rs"]
+mod api_attachments;
+#[path = "it/api_front.rs"]
+mod api_front;
+#[path = "it/api_snapshots.rs"]
+mod api_snapshots;
+#[path = "it/api_tags.rs"]
+mod api_tags;
+#[path = "it/api_volumes.rs"]
+mod api_volumes;
 #[path = "it/delegate_contract.rs"]
 mod delegate_contract;
 #[path = "it/dev.rs"]
 mod dev;
+#[path = "it/docs.rs"]
+mod docs;
 #[path = "it/layers.rs"]
 mod layers;
 #[path = "it/storage_real.rs"]

@@ -32,6 +32,9 @@ const FIRST_BACKOFF_MS: i32 = 100;
 /// The longest pause between two looks at something that takes its time, such as a guest that holds on to a disk.
 const MAX_WAIT_MS: i32 = 2_000;
 
+/// The longest reason that is stored, in characters.
+const LONGEST_REASON: usize = 2_000;
+
 /// What a workflow is: one file a kind implements it.
 pub(super) trait Workflow: Send + Sync {
     /// The steps, in order.
@@ -243,13 +246,14 @@ async fn failed(context: &Context, row: &Row, step: &str, error: StepError, on_f
     let (reason, turn_now) = match error {
         StepError::Ghost => return Ok(Held::Lost),
         StepError::Wait(reason) => {
+            let reason = legible(&reason);
             let delay = backoff_ms(row.attempts).min(MAX_WAIT_MS);
             note(&mut conn, row, step, "waits", &reason).await?;
             let released = workflows::release(&mut conn, row.id, row.lease_generation, delay, 0, Some(&reason)).await?;
             return Ok(released.is_some().into());
         }
-        StepError::Retry(reason) => (reason, false),
-        StepError::Fail(reason) => (reason, on_failure == OnFailure::TurnBack),
+        StepError::Retry(reason) => (legible(&reason), false),
+        StepError::Fail(reason) => (legible(&reason), on_failure == OnFailure::TurnBack),
     };
     warn!(step, reason, "a step failed");
     note(&mut conn, row, step, "failed", &reason).await?;
@@ -292,6 +296,11 @@ async fn finish<W: Workflow>(context: &Context, row: &Row, job: &W, ended: Ended
         .await?;
     context.wake.here.notify_one();
     Ok(held)
+}
+
+/// A reason as it is stored and shown. A tool that broke may have said anything, at any length; Postgres takes no NUL.
+fn legible(reason: &str) -> String {
+    reason.chars().take(LONGEST_REASON).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// The pause before the next try, with a little chance in it so that what failed together does not come back together.

@@ -46,7 +46,7 @@ impl Dev {
         let address: SocketAddr = self.env["AWS_ENDPOINT_URL"].strip_prefix("http://").unwrap().parse().unwrap();
         let (access_key_id, secret) =
             (self.env["AWS_ACCESS_KEY_ID"].clone(), self.env["AWS_SECRET_ACCESS_KEY"].clone());
-        Client { address, account_id: String::new(), access_key_id, secret }
+        Client { address, access_key_id, secret }
     }
 }
 

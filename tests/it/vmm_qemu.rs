@@ -286,29 +286,44 @@ async fn pauses_hold_break_and_add_up(lab: &mut Lab) {
     lab.guest_runs(&format!("start-writer {device}")).await;
     wait_for("the writer", || volumes[0].block(10).is_some());
 
-    // Held: not a byte changes.
-    lab.qemu.ensure_paused(GENERATION, &one, 60).await.unwrap();
-    lab.qemu.ensure_paused(GENERATION, &two, 60).await.unwrap();
+    // Held: not a byte changes, for as long as anybody holds it, also after it is lengthened.
+    let later = Generation(2);
+    for (generation, disk) in [(GENERATION, &one), (GENERATION, &two), (later, &one), (GENERATION, &one)] {
+        lab.qemu.ensure_paused(generation, disk, 60).await.unwrap();
+    }
     assert!(lab.observed().await.paused);
     let before = volumes[0].bytes();
-    assert_eq!(lab.qemu.ensure_resumed(GENERATION, &two).await.unwrap(), Pause::Held);
-    assert!(lab.machine_rests().await, "the first pause is not over");
+    for (generation, disk) in [(GENERATION, &two), (later, &one)] {
+        assert_eq!(lab.qemu.ensure_resumed(generation, disk).await.unwrap(), Pause::Held);
+        assert!(lab.machine_rests().await, "not all pauses are over");
+    }
     assert!(volumes[0].bytes() == before);
     assert_eq!(lab.qemu.ensure_resumed(GENERATION, &one).await.unwrap(), Pause::Held);
     assert!(!lab.machine_rests().await && !lab.observed().await.paused);
     wait_for("the writer to go on", || volumes[0].bytes() != before);
 
-    // Broken: it runs out, or somebody else ends it.
+    // Broken: it runs out, or somebody else ends it. The caller is told, however it asks.
     lab.qemu.ensure_paused(GENERATION, &one, 1).await.unwrap();
     while lab.machine_rests().await {}
     assert_eq!(lab.qemu.ensure_resumed(GENERATION, &one).await.unwrap(), Pause::Broken);
-    lab.qemu.ensure_paused(GENERATION, &one, 60).await.unwrap();
-    let before = volumes[0].bytes();
-    lab.monitor("cont").await;
-    wait_for("the writer to go on", || volumes[0].bytes() != before);
-    lab.monitor("stop").await;
-    assert_eq!(lab.qemu.ensure_resumed(GENERATION, &one).await.unwrap(), Pause::Broken);
-    assert_eq!(lab.qemu.ensure_resumed(GENERATION, &one).await.unwrap(), Pause::Broken);
+    lab.qemu.ensure_paused(GENERATION, &one, 1).await.unwrap();
+    while lab.machine_rests().await {}
+    assert_eq!(lab.qemu.ensure_paused(GENERATION, &one, 60).await.unwrap_err().kind, ErrorKind::Retry);
+    assert!(!lab.machine_rests().await);
+    for lengthens in [false, true] {
+        lab.qemu.ensure_paused(GENERATION, &one, 60).await.unwrap();
+        let before = volumes[0].bytes();
+        lab.monitor("cont").await;
+        wait_for("the writer to go on", || volumes[0].bytes() != before);
+        lab.monitor("stop").await;
+        if lengthens {
+            assert_eq!(lab.qemu.ensure_paused(GENERATION, &one, 60).await.unwrap_err().kind, ErrorKind::Retry);
+        } else {
+            assert_eq!(lab.qemu.ensure_resumed(GENERATION, &one).await.unwrap(), Pause::Broken);
+        }
+        assert_eq!(lab.qemu.ensure_resumed(GENERATION, &one).await.unwrap(), Pause::Broken);
+        assert!(!lab.machine_rests().await);
+    }
 
     // A machine that the operator has paused stays paused.
     lab.monitor("stop").await;
@@ -317,11 +332,13 @@ async fn pauses_hold_break_and_add_up(lab: &mut Lab) {
     assert!(lab.machine_rests().await);
     lab.monitor("cont").await;
 
-    // The next life of the delegate ends the pauses of the last.
+    // The next life of the delegate ends the pauses of the last, and their callers are told.
     lab.qemu.ensure_paused(GENERATION, &one, 600).await.unwrap();
+    lab.qemu.ensure_paused(later, &one, 600).await.unwrap();
     lab.qemu = Qemu::start(&driver_config(lab.dir.path())).await.unwrap();
     while lab.machine_rests().await {}
-    assert_eq!(lab.qemu.ensure_resumed(GENERATION, &one).await.unwrap(), Pause::Broken);
+    assert_eq!(lab.qemu.ensure_paused(GENERATION, &one, 60).await.unwrap_err().kind, ErrorKind::Retry);
+    assert_eq!(lab.qemu.ensure_resumed(later, &one).await.unwrap(), Pause::Broken);
 
     lab.guest_runs("stop-writer").await;
     for (export, tid) in exports.iter().zip(["3", "4"]) {

@@ -279,3 +279,126 @@ impl Machine {
         self.paused_until.is_some_and(|until| until > Instant::now())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delegate::guard::Guarded;
+    use crate::delegate::{
+        ConnectSpec, Detach, DiskSpec, ErrorKind, Generation, Pause, Secret, SnapshotSpec, VmmDelegate, VolumeDelegate,
+        VolumeSpec,
+    };
+
+    const G: Generation = Generation(1);
+
+    struct Attached {
+        cloud: SimCloud,
+        storage: SimStorage,
+        vmm: SimVmm,
+        disk: DiskSpec,
+    }
+
+    /// A cloud with one machine that has one disk.
+    async fn attached() -> Attached {
+        let cloud = SimCloud::new();
+        let config = config::Sim { machines: vec!["m1".into()], capacity_gib: Some(1) };
+        let (storage, vmm) = (cloud.storage("s", &config), cloud.vmm("v", &config));
+        let volume = VolumeId::generate();
+        storage.ensure_volume(G, &new(&volume, 1 << 20)).await.unwrap();
+        let export = ExportSpec {
+            iqn: format!("iqn.2026-01.sim:{volume}.1"),
+            volume: volume.clone(),
+            lun: 1,
+            chap_user: "user".into(),
+            chap_secret: Secret("secret-enough".into()),
+            initiator_iqn: vmm.initiator_iqn("m1").await.unwrap(),
+        };
+        let disk = DiskSpec { volume, iqn: export.iqn.clone(), machine: "m1".into(), device: "/dev/sdf".into() };
+        let portal = storage.ensure_exported(G, &export).await.unwrap();
+        vmm.ensure_connected(G, &ConnectSpec { export, portal, machine: "m1".into() }).await.unwrap();
+        vmm.ensure_attached(G, &disk).await.unwrap();
+        Attached { cloud, storage, vmm, disk }
+    }
+
+    fn new(volume: &VolumeId, size_bytes: u64) -> VolumeSpec {
+        VolumeSpec { volume: volume.clone(), size_bytes, snapshot: None }
+    }
+
+    #[tokio::test]
+    async fn a_copy_is_of_one_point_in_time_only_while_the_guest_rests() {
+        let Attached { cloud, storage, vmm, disk } = attached().await;
+        let token = cloud.guest_writes("m1", &disk.volume).unwrap();
+        let [torn, whole, cut] =
+            [(); 3].map(|()| SnapshotSpec { snapshot: SnapshotId::generate(), volume: disk.volume.clone() });
+        storage.ensure_snapshot(G, &torn).await.unwrap();
+        vmm.ensure_paused(G, &disk, 60).await.unwrap();
+        assert_eq!(cloud.guest_writes("m1", &disk.volume), None, "its writes wait");
+        storage.ensure_snapshot(G, &whole).await.unwrap();
+        assert_eq!(vmm.ensure_resumed(G, &disk).await.unwrap(), Pause::Held);
+        cloud.set_snapshot_method(SnapshotMethod::Atomic);
+        storage.ensure_snapshot(G, &cut).await.unwrap();
+        let contents = [&torn, &whole, &cut].map(|spec| cloud.snapshot_content(&spec.snapshot));
+        assert_eq!(contents, [None, Some(token), Some(token)]);
+
+        let restored = VolumeId::generate();
+        let spec = VolumeSpec { snapshot: Some(whole.snapshot), ..new(&restored, 1 << 20) };
+        storage.ensure_volume(G, &spec).await.unwrap();
+        assert_eq!(cloud.volume_content(&restored), Some(token));
+    }
+
+    #[tokio::test]
+    async fn a_guest_holds_on_until_it_lets_go_or_is_forced_and_a_machine_that_stops_has_nothing() {
+        let Attached { cloud, storage, vmm, disk } = attached().await;
+        cloud.hold_on("m1", true);
+        assert_eq!(vmm.ensure_detached(G, &disk, false).await.unwrap(), Detach::Busy);
+        assert_eq!(vmm.ensure_detached(G, &disk, true).await.unwrap(), Detach::Gone);
+        vmm.ensure_paused(G, &disk, 60).await.unwrap();
+        cloud.stop_machine("m1");
+        assert_eq!(vmm.ensure_resumed(G, &disk).await.unwrap(), Pause::Broken);
+        storage.ensure_not_exported(G, &disk.volume).await.expect("its log-in went with it");
+        let before = vmm.observe().await.unwrap().machines;
+        cloud.start_machine("m1");
+        let after = vmm.observe().await.unwrap().machines;
+        assert_eq!((before[0].running, after[0].running), (false, true));
+        assert_eq!(before[0].uuid, after[0].uuid);
+    }
+
+    #[tokio::test]
+    async fn faults_do_what_they_say_to_the_call_they_strike() {
+        let cloud = SimCloud::new();
+        let config = config::Sim { machines: vec![], capacity_gib: Some(1) };
+        let storage = Guarded::in_memory(Arc::new(cloud.storage("s", &config)));
+        let late = Duration::from_millis(100);
+        for (kind, error, done) in [
+            (FaultKind::FailBefore(ErrorKind::Fatal), ErrorKind::Fatal, false),
+            (FaultKind::Garbage, ErrorKind::Retry, false),
+            (FaultKind::EffectThenLost, ErrorKind::Retry, true),
+            (FaultKind::EffectThenHang(late), ErrorKind::Retry, true),
+        ] {
+            let volume = VolumeId::generate();
+            cloud.push_fault(Fault::once("ensure_volume", kind));
+            assert_eq!(storage.ensure_volume(G, &new(&volume, 1)).await.unwrap_err().kind, error);
+            assert_eq!(cloud.volume_content(&volume).is_some(), done);
+            storage.ensure_volume(G, &new(&volume, 1)).await.unwrap();
+        }
+        // The caller gives up; the call does not, and its retry waits for it.
+        let volume = VolumeId::generate();
+        cloud.push_fault(Fault::once("ensure_volume", FaultKind::Hang(late)));
+        let spec = new(&volume, 1);
+        assert!(tokio::time::timeout(late / 10, storage.ensure_volume(G, &spec)).await.is_err());
+        assert_eq!(cloud.volume_content(&volume), None);
+        storage.ensure_no_volume(G, &volume).await.unwrap();
+        assert_eq!(cloud.volume_content(&volume), None, "what came late came before the removal");
+        assert_eq!((cloud.faults_left(), cloud.calls("ensure_no_volume")), (0, 1));
+    }
+
+    #[tokio::test]
+    async fn a_node_gives_out_no_more_than_it_has() {
+        let cloud = SimCloud::new();
+        let storage = cloud.storage("s", &config::Sim { machines: vec![], capacity_gib: Some(1) });
+        storage.ensure_volume(G, &new(&VolumeId::generate(), 1 << 29)).await.unwrap();
+        let refused = storage.ensure_volume(G, &new(&VolumeId::generate(), (1 << 29) + 1)).await.unwrap_err();
+        assert_eq!(refused.kind, ErrorKind::NoRoom);
+        assert_eq!(VolumeDelegate::observe(&storage).await.unwrap().free_bytes, 1 << 29);
+    }
+}

@@ -9,6 +9,7 @@
 //!   therefore deleted whole and without force, which tgtd refuses while somebody is logged in.
 //! - `tgtadm` takes the CHAP secret on its command line and nowhere else; for the few milliseconds it runs, every user of the
 //!   node can read it there. Storage nodes are no machines to let others log in to.
+//! - tgtd opens the volume files, which are their owner's alone: it runs as the same user as the delegate.
 
 use std::collections::HashMap;
 use std::path::Path;

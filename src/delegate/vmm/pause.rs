@@ -1,11 +1,15 @@
-//! Pauses of machines: who asked for one, and that each ends.
+//! Pauses of machines: who asked for one, whether it held, and that each ends.
 //!
-//! QEMU pauses a whole machine; a snapshot asks for one volume. Two snapshots of volumes of one machine therefore share a
-//! pause, and the machine goes on when the last of them is done. A machine that somebody else has paused is left paused.
+//! QEMU pauses a whole machine; a snapshot asks for one volume. Snapshots of volumes of one machine therefore share a pause,
+//! and the machine goes on when the last of them is done. A machine that somebody else has paused is left paused.
 //!
 //! QEMU has no pause that ends by itself. A record of the pause is on disk before `stop` is sent; it ends by a timer in this
 //! process, or, should this process die, when the next one starts. A `cont` that is owed is tried until it is done or the
 //! machine is gone.
+//!
+//! A caller lengthens its pause by asking again, and must not take a second pause for a longer first one. So a pause that
+//! has ended before its time stays on record, also over a restart, until its caller has been told: by an error when it
+//! lengthens, or by [`Pause::Broken`] when it resumes.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,31 +21,42 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::blocks::{self, Names};
 use super::machines::{Machines, Turn};
-use super::qmp::{Qmp, QmpError};
+use super::qmp::QmpError;
 use super::{kept, qemu};
-use crate::delegate::{DiskSpec, Pause, Result};
+use crate::delegate::{DelegateError, DiskSpec, Generation, Pause, Result};
 use crate::ids::VolumeId;
+
+/// Whose pause it is: two snapshots of one volume have two.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Key {
+    machine: String,
+    volume: VolumeId,
+    generation: Generation,
+}
+
+/// What must be known after a crash.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Record {
+    key: Key,
+    /// Whether a `cont` is ours to send when nobody else holds the machine.
+    ours: bool,
+    /// Whether it is over, and its caller does not know yet.
+    broken: bool,
+}
 
 /// One holder of a pause.
 #[derive(Debug, Clone)]
 struct Holder {
-    on_disk: Record,
+    record: Record,
+    /// Whether the caller has been told that it has its pause.
+    begun: bool,
     uuid: String,
     /// What the guest had written when the pause began; `None` when the machine had no such disk and so none was needed.
     writes: Option<[u64; 4]>,
     until: Instant,
 }
 
-/// What must be known after a crash.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Record {
-    machine: String,
-    volume: VolumeId,
-    /// Whether `stop` was ours, so that `cont` is ours to send.
-    ours: bool,
-}
-
-/// The pauses of a node.
+/// The pauses of a node. The holders of a machine change only in turn at that machine.
 pub(super) struct Pauses {
     machines: Arc<Machines>,
     holders: Mutex<Vec<Holder>>,
@@ -52,122 +67,125 @@ pub(super) struct Pauses {
 impl Pauses {
     /// Reads the records of an earlier life and, in the background, lets the machines in them go on.
     pub(super) async fn open(machines: Arc<Machines>, file: PathBuf) -> Result<Arc<Self>> {
-        let stale: Vec<Record> = kept::read(&file).await?;
+        let records: Vec<Record> = kept::read(&file).await?;
         let now = Instant::now();
-        let holders =
-            stale.into_iter().map(|on_disk| Holder { on_disk, uuid: String::new(), writes: None, until: now });
-        let holders: Vec<Holder> = holders.collect();
+        let stale = |record| Holder { record, begun: true, uuid: String::new(), writes: None, until: now };
+        let holders: Vec<Holder> = records.into_iter().map(stale).collect();
+        let mut stopped: Vec<String> = holders.iter().map(|h| h.record.key.machine.clone()).collect();
+        stopped.sort();
+        stopped.dedup();
         let pauses = Arc::new(Self { machines, holders: Mutex::new(holders), file: tokio::sync::Mutex::new(file) });
-        for holder in pauses.lock().iter() {
-            tokio::spawn(Arc::clone(&pauses).expire(holder.on_disk.machine.clone(), now));
+        for machine in stopped {
+            tokio::spawn(Arc::clone(&pauses).expire(machine, now));
         }
         Ok(pauses)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Holder>> {
-        self.holders.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn save(&self) -> Result<()> {
-        let file = self.file.lock().await;
-        let records: Vec<Record> = self.lock().iter().map(|h| h.on_disk.clone()).collect();
-        kept::write(&file, &records).await
-    }
-
     /// Whether a pause of ours rests this machine.
     pub(super) fn paused(&self, machine: &str) -> bool {
-        self.lock().iter().any(|h| h.on_disk.machine == machine && h.on_disk.ours)
+        self.lock().iter().any(|h| h.record.key.machine == machine && h.record.ours)
     }
 
     /// See [`crate::delegate::VmmDelegate::ensure_paused`].
-    pub(super) async fn begin(self: &Arc<Self>, spec: &DiskSpec, seconds: u32) -> Result<()> {
+    pub(super) async fn begin(self: &Arc<Self>, generation: Generation, spec: &DiskSpec, seconds: u32) -> Result<()> {
+        let key = Key::new(generation, spec);
         let turn = self.machines.turn(&spec.machine).await?;
         let until = Instant::now() + Duration::from_secs(seconds.into());
-        // A pause that goes over into this one leaves its debt to it.
-        let ours = self.lock().iter().any(|h| h.on_disk.ours && h.on_disk.is_for(spec));
-        let record = Record { machine: spec.machine.clone(), volume: spec.volume.clone(), ours };
-        let mut holder = Holder { on_disk: record, uuid: String::new(), writes: None, until };
-        match turn.connect(qemu::LIMIT).await {
-            // Its initiator died with it: there is nothing to rest.
-            Err(QmpError::NotRunning) => {}
-            Err(e) => return Err(qemu::error(&spec.machine, &e)),
-            Ok(mut qmp) => self.stop(&mut qmp, spec, &mut holder).await?,
-        }
+        let known = self.find(&key);
+        let holder = match known {
+            Some(known) if known.begun => {
+                let held = known.check(&turn).await?;
+                if !held {
+                    self.close(&turn, &key).await?;
+                    return Err(DelegateError::retry(
+                        "the pause ended before its time: what was copied is worth nothing",
+                    ));
+                }
+                Holder { until, ..known }
+            }
+            unfinished => {
+                let ours = unfinished.is_some_and(|h| h.record.ours);
+                let record = Record { key: key.clone(), ours, broken: false };
+                let mut holder = Holder { record, begun: false, uuid: String::new(), writes: None, until };
+                self.stop(&turn, &mut holder).await?;
+                Holder { begun: true, ..holder }
+            }
+        };
         self.put(holder);
         self.save().await?;
-        tokio::spawn(Arc::clone(self).expire(spec.machine.clone(), until));
+        tokio::spawn(Arc::clone(self).expire(key.machine, until));
         Ok(())
     }
 
-    /// Stops the machine unless it rests already, and reads the mark that tells whether it stayed so.
-    async fn stop(self: &Arc<Self>, qmp: &mut Qmp, spec: &DiskSpec, holder: &mut Holder) -> Result<()> {
-        let names = Names::of(&spec.volume);
-        let told = |e| qemu::error(&spec.machine, &e);
-        holder.uuid = qemu::uuid(qmp).await.map_err(told)?;
-        let parts = qemu::parts(qmp, &names).await.map_err(told)?;
-        if !parts.device {
+    /// See [`crate::delegate::VmmDelegate::ensure_resumed`].
+    pub(super) async fn end(&self, generation: Generation, spec: &DiskSpec) -> Result<Pause> {
+        let key = Key::new(generation, spec);
+        let turn = self.machines.turn(&spec.machine).await?;
+        let Some(holder) = self.find(&key) else {
+            return Ok(Pause::Broken);
+        };
+        let held = holder.check(&turn).await?;
+        self.close(&turn, &key).await?;
+        Ok(if held { Pause::Held } else { Pause::Broken })
+    }
+
+    /// Stops the machine unless it rests already, and reads the marks that tell whether it stays so.
+    async fn stop(self: &Arc<Self>, turn: &Turn, holder: &mut Holder) -> Result<()> {
+        let key = holder.record.key.clone();
+        let told = |e| qemu::error(&key.machine, &e);
+        let mut qmp = match turn.connect(qemu::LIMIT).await {
+            // Its initiator died with it: there is nothing to rest.
+            Err(QmpError::NotRunning) => return Ok(()),
+            connected => connected.map_err(told)?,
+        };
+        let names = Names::of(&key.volume);
+        holder.uuid = qemu::uuid(&mut qmp).await.map_err(told)?;
+        if !qemu::parts(&mut qmp, &names).await.map_err(told)?.device {
             return Ok(());
         }
-        let running = qemu::running(qmp).await.map_err(told)?;
-        holder.on_disk.ours = running || self.paused(&spec.machine);
+        let running = qemu::running(&mut qmp).await.map_err(told)?;
+        holder.record.ours |= running || self.paused(&key.machine);
         if running {
             // `stop` waits for every request in flight: with a target away, it would hang the machine.
             let nodes = qmp.execute("query-named-block-nodes", json!({"flat": true})).await.map_err(told)?;
             for portal in blocks::portals(&nodes) {
                 qemu::portal_answers(&portal).await?;
             }
-            self.put(holder.clone());
+            // Until the caller has its pause, a `cont` is owed at once.
+            let now = Instant::now();
+            self.put(Holder { until: now, ..holder.clone() });
             self.save().await?;
             if let Err(e) = qmp.execute("stop", json!({})).await {
-                // It may yet come to pass: a `cont` is owed.
-                self.put(Holder { until: Instant::now(), ..holder.clone() });
-                tokio::spawn(Arc::clone(self).expire(spec.machine.clone(), Instant::now()));
+                tokio::spawn(Arc::clone(self).expire(key.machine.clone(), now));
                 return Err(told(e));
             }
         }
         let stats = qmp.execute("query-blockstats", json!({})).await;
+        if stats.is_err() {
+            tokio::spawn(Arc::clone(self).expire(key.machine.clone(), Instant::now()));
+        }
         holder.writes = stats.map(|s| blocks::writes(&names, &s)).map_err(told)?;
         Ok(())
     }
 
-    /// See [`crate::delegate::VmmDelegate::ensure_resumed`].
-    pub(super) async fn end(self: &Arc<Self>, spec: &DiskSpec) -> Result<Pause> {
-        let turn = self.machines.turn(&spec.machine).await?;
-        let mine = |h: &Holder| h.on_disk.is_for(spec);
-        let Some(holder) = self.lock().iter().find(|h| mine(h)).cloned() else {
-            return Ok(Pause::Broken);
-        };
-        let (held, connection) = match turn.connect(qemu::LIMIT).await {
-            Err(QmpError::NotRunning) => (holder.writes.is_none(), None),
-            Err(e) => return Err(qemu::error(&spec.machine, &e)),
-            Ok(mut qmp) => {
-                let held = holder.held(&mut qmp).await.map_err(|e| qemu::error(&spec.machine, &e))?;
-                (held && Instant::now() < holder.until, Some(qmp))
-            }
-        };
-        let others = self.lock().iter().any(|h| h.on_disk.machine == spec.machine && h.on_disk.ours && !mine(h));
-        if let Some(mut qmp) = connection.filter(|_| holder.on_disk.ours && !others) {
-            go_on(&mut qmp).await.map_err(|e| qemu::error(&spec.machine, &e))?;
+    /// Drops a holder, and lets the machine go on when nobody else holds it.
+    async fn close(&self, turn: &Turn, key: &Key) -> Result<()> {
+        let owed = self.find(key).is_some_and(|h| h.record.ours);
+        let others =
+            self.lock().iter().any(|h| h.record.ours && h.record.key.machine == key.machine && h.record.key != *key);
+        if owed && !others {
+            go_on(turn, &key.machine).await?;
         }
-        self.lock().retain(|h| !mine(h));
-        self.save().await?;
-        Ok(if held { Pause::Held } else { Pause::Broken })
+        self.lock().retain(|h| h.record.key != *key);
+        self.save().await
     }
 
-    fn put(&self, holder: Holder) {
-        let mut holders = self.lock();
-        let same =
-            |h: &Holder| h.on_disk.machine == holder.on_disk.machine && h.on_disk.volume == holder.on_disk.volume;
-        holders.retain(|h| !same(h));
-        holders.push(holder);
-    }
-
-    /// Drops what has run out at a machine, and lets it go on when nobody holds it any more.
+    /// Ends what has run out at a machine.
     async fn expire(self: Arc<Self>, machine: String, at: Instant) {
         sleep_until(at).await;
         loop {
             match self.machines.turn(&machine).await {
-                Ok(turn) => match self.drop_expired(&turn, &machine).await {
+                Ok(turn) => match self.break_expired(&turn, &machine).await {
                     Ok(()) => return,
                     Err(e) => tracing::warn!(machine, error = %e, "a pause that has run out cannot be ended yet"),
                 },
@@ -180,53 +198,94 @@ impl Pauses {
         }
     }
 
-    async fn drop_expired(&self, turn: &Turn, machine: &str) -> Result<()> {
+    async fn break_expired(&self, turn: &Turn, machine: &str) -> Result<()> {
         let now = Instant::now();
-        let out = |h: &Holder| h.on_disk.machine == machine && h.until <= now;
-        let (expired, left): (Vec<Holder>, Vec<Holder>) =
-            self.lock().iter().filter(|h| h.on_disk.machine == machine).cloned().partition(out);
-        if expired.is_empty() {
-            return Ok(());
-        }
-        if expired.iter().any(|h| h.on_disk.ours) && !left.iter().any(|h| h.on_disk.ours) {
+        let out = |h: &Holder| h.record.key.machine == machine && h.until <= now && !h.record.broken;
+        let (owed, others) = {
+            let holders = self.lock();
+            let of_machine = || holders.iter().filter(|h| h.record.key.machine == machine && h.record.ours);
+            (of_machine().any(out), of_machine().any(|h| !out(h)))
+        };
+        if owed && !others {
             tracing::warn!(machine, "a pause has run out: the machine goes on");
-            match turn.connect(qemu::LIMIT).await {
-                Err(QmpError::NotRunning) => {}
-                Err(e) => return Err(qemu::error(machine, &e)),
-                Ok(mut qmp) => go_on(&mut qmp).await.map_err(|e| qemu::error(machine, &e))?,
+            go_on(turn, machine).await?;
+        }
+        {
+            let mut holders = self.lock();
+            holders.retain(|h| h.begun || !out(h));
+            for holder in holders.iter_mut().filter(|h| out(h)) {
+                holder.record = Record { ours: false, broken: true, ..holder.record.clone() };
             }
         }
-        self.lock().retain(|h| !out(h));
         self.save().await
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Holder>> {
+        self.holders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, key: &Key) -> Option<Holder> {
+        self.lock().iter().find(|h| h.record.key == *key).cloned()
+    }
+
+    /// Puts a holder in the place of what there was under its key. Of older pauses of the volume that broke, the callers
+    /// are gone.
+    fn put(&self, holder: Holder) {
+        let key = &holder.record.key;
+        let outlived = |h: &Holder| {
+            let other = &h.record.key;
+            h.record.broken && other.volume == key.volume && other.generation < key.generation
+        };
+        let mut holders = self.lock();
+        holders.retain(|h| h.record.key != *key && !outlived(h));
+        holders.push(holder);
+    }
+
+    async fn save(&self) -> Result<()> {
+        let file = self.file.lock().await;
+        let records: Vec<Record> = self.lock().iter().map(|h| h.record.clone()).collect();
+        kept::write(&file, &records).await
     }
 }
 
-impl Record {
-    fn is_for(&self, spec: &DiskSpec) -> bool {
-        self.machine == spec.machine && self.volume == spec.volume
+impl Key {
+    fn new(generation: Generation, spec: &DiskSpec) -> Self {
+        Self { machine: spec.machine.clone(), volume: spec.volume.clone(), generation }
     }
 }
 
 impl Holder {
-    /// Whether the machine is the same, rests, and has not written since the pause began.
-    async fn held(&self, qmp: &mut Qmp) -> std::result::Result<bool, QmpError> {
-        let names = Names::of(&self.on_disk.volume);
-        let stats = qmp.execute("query-blockstats", json!({})).await?;
-        let now = blocks::writes(&names, &stats);
-        if self.writes.is_none() || now.is_none() {
+    /// Whether the pause has held until now: the machine is the same, rests, and has not written since it began.
+    async fn check(&self, turn: &Turn) -> Result<bool> {
+        if self.record.broken || Instant::now() >= self.until {
+            return Ok(false);
+        }
+        let told = |e| qemu::error(&self.record.key.machine, &e);
+        let mut qmp = match turn.connect(qemu::LIMIT).await {
+            Err(QmpError::NotRunning) => return Ok(self.writes.is_none()),
+            connected => connected.map_err(told)?,
+        };
+        let stats = qmp.execute("query-blockstats", json!({})).await.map_err(told)?;
+        let now = blocks::writes(&Names::of(&self.record.key.volume), &stats);
+        if now.is_none() || now != self.writes {
             return Ok(now == self.writes);
         }
-        Ok(now == self.writes && !qemu::running(qmp).await? && qemu::uuid(qmp).await? == self.uuid)
+        let rests = !qemu::running(&mut qmp).await.map_err(told)?;
+        Ok(rests && qemu::uuid(&mut qmp).await.map_err(told)? == self.uuid)
     }
 }
 
 /// Sends `cont`. A machine that refuses it is in a state (shut down, failed) that no pause of ours brought about.
-async fn go_on(qmp: &mut Qmp) -> std::result::Result<(), QmpError> {
+async fn go_on(turn: &Turn, machine: &str) -> Result<()> {
+    let mut qmp = match turn.connect(qemu::LIMIT).await {
+        Err(QmpError::NotRunning) => return Ok(()),
+        connected => connected.map_err(|e| qemu::error(machine, &e))?,
+    };
     match qmp.execute("cont", json!({})).await {
         Err(QmpError::Refused { text, .. }) => {
-            tracing::warn!(text, "a paused machine refuses to go on");
+            tracing::warn!(machine, text, "a paused machine refuses to go on");
             Ok(())
         }
-        done => done.map(drop),
+        done => done.map(drop).map_err(|e| qemu::error(machine, &e)),
     }
 }

@@ -246,12 +246,12 @@ impl VmmDelegate for Qemu {
         }
     }
 
-    async fn ensure_paused(&self, _: Generation, spec: &DiskSpec, seconds: u32) -> Result<()> {
-        self.pauses.begin(spec, seconds).await
+    async fn ensure_paused(&self, generation: Generation, spec: &DiskSpec, seconds: u32) -> Result<()> {
+        self.pauses.begin(generation, spec, seconds).await
     }
 
-    async fn ensure_resumed(&self, _: Generation, spec: &DiskSpec) -> Result<Pause> {
-        self.pauses.end(spec).await
+    async fn ensure_resumed(&self, generation: Generation, spec: &DiskSpec) -> Result<Pause> {
+        self.pauses.end(generation, spec).await
     }
 
     /// A machine that does not answer is reported as it was last seen, and one whose QEMU is gone as not running, with no

@@ -1,0 +1,135 @@
+//! AttachVolume, DetachVolume and DescribeInstances over HTTP.
+
+use crate::support::cloud::Cloud;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attachment_shows_at_the_volume_and_at_the_instance_under_the_name_the_caller_gave() {
+    let cloud = Cloud::start().await;
+    let volume = cloud.volume().await;
+    let instance = cloud.instances().await.remove(0);
+    let parameters = [("VolumeId", volume.as_str()), ("InstanceId", &instance), ("Device", "xvdh")];
+    let answer = cloud.client.ok("AttachVolume", &parameters).await;
+    assert_eq!((answer.text("status"), answer.text("device")), ("attaching".into(), "xvdh".into()));
+    assert_eq!(cloud.volume_state(&volume).await, "in-use", "at once");
+    cloud.until("attached", async || cloud.attachment_state(&volume).await.as_deref() == Some("attached")).await;
+    let shown = cloud.client.ok("DescribeInstances", &[("InstanceId.1", &instance)]).await;
+    let mapping = format!(
+        "<blockDeviceMapping><item><deviceName>xvdh</deviceName><ebs><volumeId>{volume}</volumeId><status>attached</status>"
+    );
+    assert!(shown.body.contains(&mapping), "{}", shown.body);
+    let filter = [("Filter.1.Name", "block-device-mapping.volume-id"), ("Filter.1.Value.1", volume.as_str())];
+    assert_eq!(cloud.client.ok("DescribeInstances", &filter).await.all("instanceId"), [instance.clone()]);
+    let answer = cloud
+        .client
+        .ok("DetachVolume", &[("VolumeId", &volume), ("InstanceId", &instance), ("Device", "/dev/sdh")])
+        .await;
+    assert_eq!(answer.text("status"), "detaching");
+    cloud.volume_becomes(&volume, "available").await;
+    let shown = cloud.client.ok("DescribeInstances", &[("InstanceId.1", &instance)]).await;
+    assert!(shown.body.contains("<blockDeviceMapping/>"), "{}", shown.body);
+    cloud.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_attaches_say_what_clients_search_for_and_change_nothing() {
+    let cloud = Cloud::start().await;
+    let (volume, other) = (cloud.volume().await, cloud.volume().await);
+    let instances = cloud.instances().await;
+    let instance = instances[0].as_str();
+    cloud.attach(&volume, instance, "/dev/sdf").await;
+    let elsewhere = instances[2].as_str();
+    for (parameters, code, message) in [
+        (
+            [("VolumeId", volume.as_str()), ("InstanceId", instance), ("Device", "/dev/sdg")],
+            "VolumeInUse",
+            format!("{volume} is already attached to an instance"),
+        ),
+        (
+            [("VolumeId", &other), ("InstanceId", instance), ("Device", "xvdf")],
+            "InvalidParameterValue",
+            "Invalid value 'xvdf' for unixDevice. Attachment point xvdf is already in use".into(),
+        ),
+        (
+            [("VolumeId", &other), ("InstanceId", instance), ("Device", "/dev/sda1")],
+            "InvalidParameterValue",
+            "Invalid value '/dev/sda1' for unixDevice. Attachment point /dev/sda1 is already in use".into(),
+        ),
+        (
+            [("VolumeId", &other), ("InstanceId", instance), ("Device", "/dev/sdZZ")],
+            "InvalidParameterValue",
+            "Value (/dev/sdZZ) for parameter device is invalid. /dev/sdZZ is not a valid EBS device name.".into(),
+        ),
+        (
+            [("VolumeId", &other), ("InstanceId", elsewhere), ("Device", "/dev/sdf")],
+            "InvalidVolume.ZoneMismatch",
+            format!("The volume '{other}' is not in the same availability zone as instance '{elsewhere}'"),
+        ),
+        (
+            [("VolumeId", &other), ("InstanceId", "i-00000000"), ("Device", "/dev/sdf")],
+            "InvalidInstanceID.NotFound",
+            "The instance ID 'i-00000000' does not exist".into(),
+        ),
+        (
+            [("VolumeId", "vol-00000000"), ("InstanceId", instance), ("Device", "/dev/sdf")],
+            "InvalidVolume.NotFound",
+            "The volume 'vol-00000000' does not exist.".into(),
+        ),
+        (
+            [("VolumeId", &other), ("InstanceId", "nonsense"), ("Device", "/dev/sdf")],
+            "InvalidInstanceID.Malformed",
+            "Invalid id: \"nonsense\" (expecting \"i-...\")".into(),
+        ),
+    ] {
+        assert_eq!(cloud.client.fails("AttachVolume", &parameters).await, (code.to_owned(), message), "{parameters:?}");
+    }
+    assert_eq!(cloud.volume_state(&other).await, "available");
+    cloud.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_attaches_at_once_to_one_place_one_wins() {
+    let cloud = Cloud::start().await;
+    let instance = cloud.instances().await.remove(0);
+    let mut volumes = Vec::new();
+    for _ in 0..4 {
+        volumes.push(cloud.volume().await);
+    }
+    let tries: Vec<_> = (0..12)
+        .map(|n| {
+            let (client, volume, instance) = (cloud.client.clone(), volumes[n % 4].clone(), instance.clone());
+            tokio::spawn(async move {
+                let parameters = [("VolumeId", volume.as_str()), ("InstanceId", &instance), ("Device", "/dev/sdf")];
+                let answer = client.call("AttachVolume", &parameters).await;
+                (answer.status, answer.find("Code"))
+            })
+        })
+        .collect();
+    let mut won = 0;
+    for each in tries {
+        match each.await.unwrap() {
+            (200, _) => won += 1,
+            (400, Some(code)) => assert!(code == "InvalidParameterValue" || code == "VolumeInUse", "{code}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(won, 1);
+    cloud.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_detach_must_name_the_attachment_there_is() {
+    let cloud = Cloud::start().await;
+    let volume = cloud.volume().await;
+    let instances = cloud.instances().await;
+    let state = cloud.client.fails("DetachVolume", &[("VolumeId", &volume)]).await;
+    assert_eq!(state, ("IncorrectState".to_owned(), format!("Volume '{volume}' is in the 'available' state.")));
+    cloud.attach(&volume, &instances[0], "/dev/sdf").await;
+    for wrong in [("InstanceId", instances[1].as_str()), ("Device", "/dev/sdg")] {
+        assert_eq!(
+            cloud.client.fails("DetachVolume", &[("VolumeId", &volume), wrong]).await.0,
+            "InvalidAttachment.NotFound"
+        );
+    }
+    assert_eq!(cloud.attachment_state(&volume).await.as_deref(), Some("attached"));
+    cloud.settle().await;
+}

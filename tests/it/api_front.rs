@@ -1,0 +1,98 @@
+//! The front of the API: who is let in, what is refused before anything is done, and in which words.
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::Request;
+use vbs::db;
+
+use crate::support::client::{Answer, send};
+use crate::support::cloud::{ACCOUNT, Cloud};
+
+async fn post(cloud: &Cloud, form: impl Into<Bytes>) -> Answer {
+    let request = Request::post("/").header("host", "localhost").body(Full::new(form.into())).unwrap();
+    send(cloud.client.address, request).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn malformed_and_hostile_requests_get_the_ec2_error_document_before_authentication() {
+    let cloud = Cloud::start().await;
+    let deep = format!("Action=DescribeVolumes&Filter{}=x", ".1".repeat(1000));
+    let million = (0..100_000).map(|n| format!("a{n}=&")).collect::<String>();
+    for (form, status, code) in [
+        (&b"Action=DescribeVolumes"[..], 400, "MissingParameter"),
+        (b"", 400, "MissingParameter"),
+        (b"Action=%", 400, "MalformedQueryString"),
+        (b"Action=%ff", 400, "MalformedQueryString"),
+        (b"Action=\xff\xfe", 400, "MalformedQueryString"),
+        (b"Action=DescribeVolumes&Filter.1.Name=a%00b", 400, "InvalidParameterValue"),
+        (b"Action=DescribeVolumes&Action=DeleteVolume", 400, "InvalidQueryParameter"),
+        (b"Action=DescribeVolumes&Version=%22%3E%3Cx", 400, "NoSuchVersion"),
+        (deep.as_bytes(), 400, "MissingParameter"),
+        (million.as_bytes(), 400, "MalformedQueryString"),
+        (&vec![b'a'; 2 << 20], 413, "RequestEntityTooLarge"),
+    ] {
+        let answer = post(&cloud, form.to_vec()).await;
+        let head = String::from_utf8_lossy(&form[..form.len().min(60)]).into_owned();
+        assert_eq!((answer.status, answer.text("Code").as_str()), (status, code), "{head}");
+        assert!(answer.body.contains("<Response><Errors><Error>") && answer.find("RequestID").is_some(), "{head}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_actions_parameters_and_versions_are_refused_by_name() {
+    let cloud = Cloud::start().await;
+    let found = cloud.client.fails("DescribeFoo", &[]).await;
+    assert_eq!(
+        found,
+        ("InvalidAction".to_owned(), "The action DescribeFoo is not valid for this web service.".to_owned())
+    );
+    assert_eq!(cloud.client.fails("", &[]).await.0, "MissingAction");
+    let deep = format!("Filter{}", ".1".repeat(1000));
+    for name in ["Colour", "VolumeId", "VolumeId.x", "Filter.1.Colour", "volumeid.1", deep.as_str()] {
+        assert_eq!(cloud.client.fails("DescribeVolumes", &[(name, "x")]).await.0, "UnknownParameter", "{name:.60}");
+    }
+    assert_eq!(cloud.client.fails("DescribeVolumes", &[("DryRun", "maybe")]).await.0, "InvalidParameterValue");
+    cloud.client.ok("DescribeVolumes", &[("Filter.999999999.Name", "size"), ("Filter.999999999.Value.7", "1")]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_an_enabled_key_with_the_right_secret_is_let_in() {
+    let cloud = Cloud::start().await;
+    let refused = ("AuthFailure".to_owned(), "AWS was not able to validate the provided access credentials".to_owned());
+    let mut stranger = cloud.client.clone();
+    stranger.secret.push('x');
+    assert_eq!(stranger.fails("DescribeVolumes", &[]).await, refused);
+    assert_eq!(stranger.call("DescribeVolumes", &[]).await.status, 401);
+    stranger.access_key_id = "AKIAIOSFODNN7EXAMPLE".into();
+    assert_eq!(stranger.fails("DescribeVolumes", &[]).await, refused);
+    cloud.client.ok("DescribeVolumes", &[]).await;
+    let mut conn = cloud.pool.get().await.unwrap();
+    db::access_keys::set_enabled(&mut conn, &cloud.client.access_key_id, false).await.unwrap();
+    cloud.until("refused", async || cloud.client.call("DescribeVolumes", &[]).await.status == 401).await;
+    db::access_keys::set_enabled(&mut conn, &cloud.client.access_key_id, true).await.unwrap();
+    cloud.client.ok("DescribeVolumes", &[]).await;
+    db::accounts::set_enabled(&mut conn, ACCOUNT, false).await.unwrap();
+    cloud.until("refused", async || cloud.client.call("DescribeVolumes", &[]).await.status == 401).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_region_its_zones_and_the_caller_are_described() {
+    let cloud = Cloud::start().await;
+    let zones = cloud.client.ok("DescribeAvailabilityZones", &[]).await;
+    assert_eq!(zones.all("zoneName"), ["us-east-1a", "us-east-1b"]);
+    assert_eq!(zones.all("zoneId"), ["use1-az1", "use1-az2"]);
+    let one = [("Filter.1.Name", "zone-name"), ("Filter.1.Value.1", "*b")];
+    assert_eq!(cloud.client.ok("DescribeAvailabilityZones", &one).await.all("zoneName"), ["us-east-1b"]);
+    assert_eq!(cloud.client.fails("DescribeAvailabilityZones", &[("DryRun", "true")]).await.0, "DryRunOperation");
+    assert_eq!(
+        cloud.client.fails("DescribeAvailabilityZones", &[("ZoneName.1", "us-east-1z")]).await.0,
+        "InvalidParameterValue"
+    );
+    let regions = cloud.client.ok("DescribeRegions", &[]).await;
+    assert_eq!(regions.text("regionEndpoint"), cloud.client.address.to_string());
+    assert_eq!(cloud.client.ok("GetCallerIdentity", &[]).await.text("Account"), ACCOUNT);
+    let mut stranger = cloud.client.clone();
+    stranger.secret.push('x');
+    let answer = stranger.call("GetCallerIdentity", &[]).await;
+    assert_eq!((answer.status, answer.text("Code").as_str()), (403, "InvalidClientTokenId"));
+}

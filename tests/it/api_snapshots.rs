@@ -1,0 +1,92 @@
+//! CreateSnapshot, DeleteSnapshot and DescribeSnapshots over HTTP.
+
+use crate::support::cloud::Cloud;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_is_answered_and_described_with_the_elements_clients_need() {
+    let cloud = Cloud::start().await;
+    let volume = cloud.volume().await;
+    let parameters = [
+        ("VolumeId", volume.as_str()),
+        ("Description", "before <the> upgrade"),
+        ("TagSpecification.1.ResourceType", "snapshot"),
+        ("TagSpecification.1.Tag.1.Key", "Name"),
+        ("TagSpecification.1.Tag.1.Value", "nightly"),
+    ];
+    let answer = cloud.client.ok("CreateSnapshot", &parameters).await;
+    assert_eq!((answer.text("status"), answer.text("volumeSize")), ("pending".into(), "1".into()));
+    assert!(answer.body.contains("<progress/><ownerId>123456789012</ownerId>"), "{}", answer.body);
+    assert_eq!(answer.text("description"), "before <the> upgrade");
+    let id = answer.text("snapshotId");
+    cloud.snapshot_becomes(&id, "completed").await;
+    let shown = cloud.client.ok("DescribeSnapshots", &[("SnapshotId.1", &id), ("MaxResults", "0")]).await;
+    assert_eq!((shown.text("progress"), shown.text("startTime")), ("100%".into(), answer.text("startTime")));
+    assert!(
+        shown.body.contains("<tagSet><item><key>Name</key><value>nightly</value></item></tagSet><storageTier>standard")
+    );
+    shown.text("completionTime");
+    for (name, value, hits) in [
+        ("volume-id", volume.as_str(), 1),
+        ("status", "completed", 1),
+        ("progress", "100%", 1),
+        ("description", "before*", 1),
+        ("tag:Name", "night??", 1),
+        ("owner-id", "123456789012", 1),
+        ("volume-size", "2", 0),
+        ("start-time", "19*", 0),
+    ] {
+        let answer =
+            cloud.client.ok("DescribeSnapshots", &[("Filter.1.Name", name), ("Filter.1.Value.1", value)]).await;
+        assert_eq!(answer.all("snapshotId").len(), hits, "{name}={value}");
+    }
+    for (owner, hits) in [("self", 1), ("123456789012", 1), ("amazon", 0), ("999999999999", 0)] {
+        assert_eq!(
+            cloud.client.ok("DescribeSnapshots", &[("Owner.1", owner)]).await.all("snapshotId").len(),
+            hits,
+            "{owner}"
+        );
+    }
+    assert_eq!(cloud.client.fails("DescribeSnapshots", &[("Owner.1", "foo")]).await.0, "InvalidUserID.Malformed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_outlives_its_volume_makes_new_ones_and_is_deleted_once() {
+    let cloud = Cloud::start().await;
+    let volume = cloud.volume().await;
+    let id = cloud.client.ok("CreateSnapshot", &[("VolumeId", &volume)]).await.text("snapshotId");
+    cloud.snapshot_becomes(&id, "completed").await;
+    cloud.client.ok("DeleteVolume", &[("VolumeId", &volume)]).await;
+    cloud.volume_becomes(&volume, "gone").await;
+    let zone = ("AvailabilityZone", "us-east-1a");
+    let copy = cloud.client.ok("CreateVolume", &[zone, ("SnapshotId", &id), ("Size", "3")]).await;
+    assert_eq!((copy.text("size"), copy.text("snapshotId")), ("3".into(), id.clone()));
+    let same = cloud.client.ok("CreateVolume", &[zone, ("SnapshotId", &id)]).await;
+    assert_eq!(same.text("size"), "1");
+    cloud.client.ok("DeleteSnapshot", &[("SnapshotId", &id)]).await;
+    let gone = ("InvalidSnapshot.NotFound".to_owned(), format!("The snapshot '{id}' does not exist."));
+    assert_eq!(cloud.client.fails("DeleteSnapshot", &[("SnapshotId", &id)]).await, gone);
+    assert_eq!(cloud.client.fails("CreateVolume", &[zone, ("SnapshotId", &id)]).await, gone);
+    assert_eq!(cloud.client.fails("DescribeSnapshots", &[("SnapshotId.1", &id)]).await, gone);
+    for made in [copy, same] {
+        cloud.volume_becomes(&made.text("volumeId"), "available").await;
+    }
+    cloud.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_accounts_snapshot_does_not_exist() {
+    let cloud = Cloud::start().await;
+    let volume = cloud.volume().await;
+    let id = cloud.client.ok("CreateSnapshot", &[("VolumeId", &volume)]).await.text("snapshotId");
+    cloud.snapshot_becomes(&id, "completed").await;
+    let stranger = cloud.another_account("999999999999").await;
+    for (action, parameters) in [
+        ("DescribeSnapshots", vec![("SnapshotId.1", id.as_str())]),
+        ("DeleteSnapshot", vec![("SnapshotId", &id)]),
+        ("CreateVolume", vec![("AvailabilityZone", "us-east-1a"), ("SnapshotId", &id)]),
+        ("CreateTags", vec![("ResourceId.1", &id), ("Tag.1.Key", "mine")]),
+    ] {
+        assert_eq!(stranger.fails(action, &parameters).await.0, "InvalidSnapshot.NotFound", "{action}");
+    }
+    assert_eq!(stranger.ok("DescribeSnapshots", &[]).await.all("snapshotId").len(), 0);
+}
