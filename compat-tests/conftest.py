@@ -37,10 +37,8 @@ class Account:
 @pytest.fixture(scope="session")
 def vbs():
     """`vbs dev --sim` with an instance in zone a and one in zone b."""
-    with directory() as made:
-        dev = Dev(made / "data", "--sim", "--instances", "2")
+    with directory() as made, Dev(made / "data", "--sim", "--instances", "2") as dev:
         yield dev
-        dev.stop()
 
 
 @pytest.fixture(scope="session")

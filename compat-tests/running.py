@@ -56,12 +56,14 @@ def processes_of(directory):
 
 @contextmanager
 def directory():
-    """A directory for data, that a Postgres of another user can reach; gone in the end."""
+    """A directory for data, that a Postgres of another user can reach; gone in the end, with all that runs on it."""
     made = Path(tempfile.mkdtemp(prefix="vbs-compat-"))
     made.chmod(0o711)
     try:
         yield made
     finally:
+        for _, pid, _ in filter(runs, children_of(made / "data")):
+            os.kill(pid, signal.SIGKILL)
         shutil.rmtree(made)
 
 
@@ -99,7 +101,7 @@ class Process:
         assert status == 0, f"{self.name} ended with {status}:\n{self.tail()}"
 
     def kill(self):
-        """Ends it at once."""
+        """Ends it at once, if it still runs."""
         self.child.kill()
         self.child.wait()
 
@@ -148,9 +150,23 @@ class Dev:
         assert not left and not processes_of(self.data), f"vbs dev left behind {left}, {processes_of(self.data)}"
 
     def children(self):
-        """The processes that it has recorded as its own: their names, numbers and start times."""
-        records = {path.stem: json.loads(path.read_text())["process"] for path in self.data.glob("run/*.json")}
-        return [(name, process["pid"], process["start_time"]) for name, process in records.items() if process]
+        return children_of(self.data)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        """Ends it as it should be ended, or anyhow when a test has failed with it."""
+        if kind is None:
+            self.stop()
+        else:
+            self.process.kill()
+
+
+def children_of(data):
+    """The processes that a `vbs dev` has recorded as its own: their names, numbers and start times."""
+    records = {path.stem: json.loads(path.read_text())["process"] for path in Path(data).glob("run/*.json")}
+    return [(name, process["pid"], process["start_time"]) for name, process in records.items() if process]
 
 
 def runs(child):
