@@ -19,6 +19,9 @@ pub struct Config {
     pub zones: Vec<String>,
     /// The key under which secrets are encrypted at rest: 32 bytes as 64 hexadecimal digits.
     pub master_key: SecretSource,
+    /// The naming authority that target names start with (RFC 3720, 3.2.6.3.1), such as `iqn.2026-01.net.example`.
+    #[serde(default = "defaults::iqn_prefix")]
+    pub iqn_prefix: String,
     /// Postgres.
     pub database: Database,
     /// The EC2 front.
@@ -218,8 +221,6 @@ pub struct Tgt {
     pub control_port: u16,
     /// The address and port that tgtd serves iSCSI on.
     pub portal: SocketAddr,
-    /// The naming authority that target names start with, such as `iqn.2026-01.net.example`.
-    pub iqn_prefix: String,
 }
 
 /// The drivers of a hypervisor node.
@@ -262,6 +263,9 @@ pub struct DelegateConfig<L> {
 mod defaults {
     pub(super) fn pool() -> usize {
         16
+    }
+    pub(super) fn iqn_prefix() -> String {
+        "iqn.2026-01.internal.vbs".into()
     }
     pub(super) fn detach_wait_s() -> u64 {
         8
@@ -314,6 +318,10 @@ impl Config {
         }
         if self.database.pool < 2 {
             return invalid("database.pool: at least 2".into());
+        }
+        let iqn = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'.' || b == b'-';
+        if !self.iqn_prefix.starts_with("iqn.") || self.iqn_prefix.len() > 128 || !self.iqn_prefix.bytes().all(iqn) {
+            return invalid(format!("iqn_prefix {}: it has the form iqn.YYYY-MM.DOMAIN", self.iqn_prefix));
         }
         let mut names = HashSet::new();
         let nodes = self.volume_nodes.iter().map(|n| (&n.name, &n.zone));

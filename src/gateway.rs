@@ -8,6 +8,7 @@ use futures_util::StreamExt;
 use hyper::StatusCode;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use crate::config::{Config, ConfigError};
@@ -90,16 +91,16 @@ impl Gateway {
         &self.context
     }
 
-    /// Serves until `stop`.
+    /// Serves until `stop`. Dropped, it ends where it stands, as a crash would end it.
     pub async fn run(self, listener: TcpListener, stop: CancellationToken) -> Result<(), GatewayError> {
         info!(address = %listener.local_addr()?, "serving");
         // The workers go on while the last requests are finished, which may still enqueue work.
         let served = CancellationToken::new();
-        let workers = tokio::spawn(workers::run(self.context.clone(), served.clone()));
-        let keys = tokio::spawn(forget_changed_keys(self.context.database_url.clone(), self.front.clone()));
+        let workers = AbortOnDropHandle::new(tokio::spawn(workers::run(self.context.clone(), served.clone())));
+        let watch = forget_changed_keys(self.context.database_url.clone(), self.front.clone());
+        let _keys = AbortOnDropHandle::new(tokio::spawn(watch));
         let done = server::serve(&self.config.gateway.server, listener, self.front, stop.cancelled()).await;
         served.cancel();
-        keys.abort();
         if workers.await.is_err() {
             warn!("the workers ended by a panic");
         }

@@ -96,21 +96,21 @@ mod tests {
     #[test]
     fn a_secret_opens_only_for_its_row_and_under_its_key() {
         let sealer = Sealer::new(&Sealer::generate_master_key()).unwrap();
-        let sealed = sealer.seal("s3cret", "AKIA1");
-        assert_eq!(*sealer.open(&sealed, "AKIA1").unwrap(), "s3cret");
-        assert_eq!(sealer.open(&sealed, "AKIA2").unwrap_err(), SealError::Broken);
+        let stored = sealer.seal("s3cret", "AKIA1");
+        assert_eq!(*sealer.open(&stored, "AKIA1").unwrap(), "s3cret");
+        assert_eq!(sealer.open(&stored, "AKIA2").unwrap_err(), SealError::Broken);
         let other = Sealer::new(&Sealer::generate_master_key()).unwrap();
-        assert_eq!(other.open(&sealed, "AKIA1").unwrap_err(), SealError::OtherMasterKey);
+        assert_eq!(other.open(&stored, "AKIA1").unwrap_err(), SealError::OtherMasterKey);
     }
 
     #[test]
     fn a_changed_or_truncated_secret_does_not_open() {
         let sealer = Sealer::new(&Sealer::generate_master_key()).unwrap();
-        let sealed = sealer.seal("s3cret", "AKIA1");
-        for length in 0..sealed.len() {
-            assert!(sealer.open(&sealed[..length], "AKIA1").is_err(), "{length}");
+        let stored = sealer.seal("s3cret", "AKIA1");
+        for length in 0..stored.len() {
+            assert!(sealer.open(&stored[..length], "AKIA1").is_err(), "{length}");
         }
-        let mut changed = sealed.clone();
+        let mut changed = stored.clone();
         *changed.last_mut().unwrap() ^= 1;
         assert!(sealer.open(&changed, "AKIA1").is_err());
     }

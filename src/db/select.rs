@@ -68,12 +68,14 @@ impl<R> Select<R> {
     }
 
     /// Goes on with more of its text.
+    #[must_use]
     pub fn sql(mut self, sql: &'static str) -> Self {
         self.pieces.push(Piece::Sql(sql));
         self
     }
 
     /// Goes on with a value.
+    #[must_use]
     pub fn text(mut self, value: impl Into<String>) -> Self {
         self.pieces.push(Piece::Text(value.into()));
         self
@@ -86,12 +88,14 @@ impl<R> Select<R> {
     }
 
     /// Goes on with a number.
+    #[must_use]
     pub fn number(mut self, value: i64) -> Self {
         self.pieces.push(Piece::Number(value));
         self
     }
 
     /// Adds `AND …` for each condition. `resource` is the expression of the id that tags hang on.
+    #[must_use]
     pub fn conditions(mut self, conditions: &[Condition], resource: &'static str) -> Self {
         for Condition { subject, values } in conditions {
             // Callers choose the mix of filters; remembering each would fill the connection's memory.

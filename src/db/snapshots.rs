@@ -86,13 +86,27 @@ pub async fn count_pending(conn: &mut Conn, volume: &VolumeId) -> Result<i64> {
         .await?)
 }
 
+/// Records that what is written to the volume from now on is not in the snapshot.
+pub async fn set_cut(conn: &mut Conn, id: &SnapshotId) -> Result<()> {
+    diesel::update(snapshots::table.find(id)).set(snapshots::cut_at.eq(diesel::dsl::now)).execute(conn).await?;
+    Ok(())
+}
+
+/// Whether the bytes of the snapshot are settled: it is cut, or will never be.
+pub async fn is_cut(conn: &mut Conn, id: &SnapshotId) -> Result<bool> {
+    let pending = snapshots::state.eq(SnapshotState::Pending).and(snapshots::cut_at.is_null());
+    Ok(!diesel::select(diesel::dsl::exists(snapshots::table.filter(snapshots::id.eq(id).and(pending))))
+        .get_result::<bool>(conn)
+        .await?)
+}
+
 /// Records that a pending snapshot is whole. One whose deletion was asked for meanwhile stays `deleting`.
 pub async fn set_completed(conn: &mut Conn, id: &SnapshotId, data_bytes: i64) -> Result<()> {
     diesel::update(snapshots::table.find(id).filter(snapshots::state.eq(SnapshotState::Pending)))
         .set((
             snapshots::state.eq(SnapshotState::Completed),
             snapshots::progress.eq(100),
-            snapshots::cut_at.eq(diesel::dsl::now),
+            snapshots::cut_at.eq(diesel::dsl::sql("coalesce(cut_at, now())")),
             snapshots::completed_at.eq(diesel::dsl::now),
             snapshots::data_bytes.eq(data_bytes),
         ))

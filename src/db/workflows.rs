@@ -110,7 +110,8 @@ pub async fn enqueue_if_idle(
 /// generation.
 ///
 /// Snapshots run beside each other and beside a detach: a guest that holds on to its disk for hours must not hold up the
-/// snapshots of it. Everything else on one volume runs in the order it was asked for.
+/// snapshots of it. The deletion of a snapshot has nothing to do with the volume any more. Everything else on one volume
+/// runs in the order it was asked for.
 pub async fn claim(conn: &mut Conn, owner: &str, lease_s: i64, limit: i64) -> Result<Vec<Workflow>> {
     Ok(diesel::sql_query(
         "UPDATE workflows SET lease_owner = $1, lease_until = now() + make_interval(secs => $2), \
@@ -119,6 +120,7 @@ pub async fn claim(conn: &mut Conn, owner: &str, lease_s: i64, limit: i64) -> Re
             WHERE finished_at IS NULL AND not_before <= now() AND (lease_until IS NULL OR lease_until < now()) \
             AND NOT EXISTS (SELECT FROM workflows older \
                 WHERE older.volume_id = w.volume_id AND older.finished_at IS NULL AND older.id < w.id \
+                AND 'delete_snapshot' NOT IN (w.kind, older.kind) \
                 AND NOT (w.kind IN ('create_snapshot', 'detach_volume') \
                     AND older.kind IN ('create_snapshot', 'detach_volume'))) \
             ORDER BY not_before LIMIT $3 FOR UPDATE SKIP LOCKED) \

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, sleep};
 
+use super::console;
 use super::guest_image::GuestImage;
 
 /// The program that runs a guest.
@@ -135,8 +136,13 @@ impl Guest {
         Ok(())
     }
 
-    /// QEMU empties the log when it starts, so what stands there is of this run.
+    /// The log alone may be of an earlier run, which QEMU empties only when it gets to it; the line alone hears what is said
+    /// before anybody listens.
     async fn is_ready(&self) -> bool {
+        self.has_said_so().await && console::run(&self.serial_socket(), ":", Duration::from_secs(2)).await.is_ok()
+    }
+
+    async fn has_said_so(&self) -> bool {
         let mut head = Vec::new();
         let Ok(log) = tokio::fs::File::open(self.log()).await else { return false };
         let read = log.take(1 << 16).read_to_end(&mut head).await;

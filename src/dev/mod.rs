@@ -166,7 +166,7 @@ async fn start_real(
     children: &Children,
     count: usize,
 ) -> Result<(Tgtd, Vec<guests::Guest>, PathBuf), DevError> {
-    let tgtd = tgtd::start(dir, children, IQN_PREFIX).await?;
+    let tgtd = tgtd::start(dir, children).await?;
     let (guests, qmp_dir) = machines::start(dir, children, count).await?;
     Ok((tgtd, guests, qmp_dir))
 }

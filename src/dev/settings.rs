@@ -57,6 +57,7 @@ impl Settings {
         });
         json!({
             "region": "us-east-1",
+            "iqn_prefix": IQN_PREFIX,
             "zones": zones.iter().map(|zone| format!("us-east-1{zone}")).collect::<Vec<_>>(),
             "master_key": { "file": dir.join("master.key") },
             "database": { "url": self.database_url, "migrate": true },
@@ -72,7 +73,6 @@ impl Settings {
             "socket_dir": tgt.socket_dir,
             "control_port": tgt.control_port,
             "portal": tgt.portal,
-            "iqn_prefix": tgt.iqn_prefix,
         });
         json!({ "local": { "data_dir": dir.join("storage"), "tgt": tgt } })
     }
@@ -119,7 +119,6 @@ mod tests {
             socket_dir: "/a \"b\"".into(),
             control_port: 1,
             portal: SocketAddr::from(([127, 0, 0, 1], 2)),
-            iqn_prefix: "iqn.2026-01.test".into(),
         };
         let config = written(Nodes::Real { tgt, qmp_dir: "/q".into() });
         assert!(

@@ -38,7 +38,7 @@ pub struct Tgtd {
 }
 
 /// Takes over the tgtd of `dir`, or starts it, on the port it had before when that is free.
-pub async fn start(dir: &Path, children: &Children, iqn_prefix: &str) -> Result<Tgtd, DevError> {
+pub async fn start(dir: &Path, children: &Children) -> Result<Tgtd, DevError> {
     let program = find_program("tgtd", "tgt")?;
     let socket_dir = sockets::directory(&dir.join(SOCKETS), LONGEST_SOCKET_NAME, None)?;
     let port_file = dir.join("tgt.port");
@@ -47,7 +47,6 @@ pub async fn start(dir: &Path, children: &Children, iqn_prefix: &str) -> Result<
         socket_dir,
         control_port: CONTROL_PORT,
         portal: SocketAddr::from((Ipv4Addr::LOCALHOST, known.map_or_else(free_port, Ok)?)),
-        iqn_prefix: iqn_prefix.to_owned(),
     };
     let mut tgtd = Tgtd { config, children: children.clone(), program, port_file };
     for _ in 0..PORTS_TRIED {
@@ -143,17 +142,17 @@ mod tests {
     async fn it_is_taken_over_comes_back_on_its_port_and_moves_when_that_is_taken() {
         let dir = tempfile::tempdir().unwrap();
         let children = Children::open(dir.path()).unwrap();
-        let first = start(dir.path(), &children, "iqn.2026-01.test").await.unwrap();
+        let first = start(dir.path(), &children).await.unwrap();
         let pid = children.adopt(NAME).unwrap().unwrap().pid;
         let portal = first.config().portal;
-        let second = start(dir.path(), &children, "iqn.2026-01.test").await.unwrap();
+        let second = start(dir.path(), &children).await.unwrap();
         assert_eq!(children.adopt(NAME).unwrap().unwrap().pid, pid);
         assert_eq!(second.config().portal, portal);
         stop(dir.path(), &children).await.unwrap();
         assert!(children.adopt(NAME).unwrap().is_none());
 
         let _squatter = TcpListener::bind(portal).unwrap();
-        let third = start(dir.path(), &children, "iqn.2026-01.test").await.unwrap();
+        let third = start(dir.path(), &children).await.unwrap();
         assert_ne!(third.config().portal, portal);
         stop(dir.path(), &children).await.unwrap();
     }

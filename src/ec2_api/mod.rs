@@ -31,7 +31,7 @@ mod volumes;
 mod xml;
 mod zones;
 
-use crate::config::{self, Config, Link};
+use crate::config::{self, Config};
 use crate::db::Pool;
 use crate::seal::Sealer;
 use crate::sigv4;
@@ -43,9 +43,6 @@ use query::Query;
 use region::Region;
 use xml::Xml;
 
-/// The naming authority of targets on nodes whose own this process does not know.
-const IQN_PREFIX: &str = "iqn.2026-01.internal.vbs";
-
 /// What every request needs.
 pub struct Api {
     pool: Pool,
@@ -53,6 +50,8 @@ pub struct Api {
     keys: Keys,
     sealer: Sealer,
     wake: Wake,
+    /// What the names of targets start with.
+    iqn_prefix: String,
     storage: Vec<StorageNode>,
 }
 
@@ -60,8 +59,6 @@ pub struct Api {
 struct StorageNode {
     name: String,
     zone: String,
-    /// The naming authority of its targets.
-    iqn_prefix: String,
 }
 
 /// A request that was understood and whose sender is known.
@@ -93,20 +90,14 @@ pub struct Reply {
 impl Api {
     /// Makes the front of a gateway.
     pub fn new(config: &Config, pool: Pool, sealer: Sealer, wake: Wake) -> Self {
-        let storage = |node: &config::VolumeNode| StorageNode {
-            name: node.name.clone(),
-            zone: node.zone.clone(),
-            iqn_prefix: match &node.delegate {
-                Link::Local(storage) => storage.tgt.iqn_prefix.clone(),
-                Link::Sim(_) | Link::Remote(_) => IQN_PREFIX.to_owned(),
-            },
-        };
+        let storage = |node: &config::VolumeNode| StorageNode { name: node.name.clone(), zone: node.zone.clone() };
         Self {
             pool,
             region: Region::new(config),
             keys: Keys::new(sealer.clone(), config.gateway.sigv2),
             sealer,
             wake,
+            iqn_prefix: config.iqn_prefix.clone(),
             storage: config.volume_nodes.iter().map(storage).collect(),
         }
     }
@@ -114,11 +105,6 @@ impl Api {
     /// The names of the storage nodes of a zone.
     fn storage_nodes_of(&self, zone: &str) -> Vec<&str> {
         self.storage.iter().filter(|node| node.zone == zone).map(|node| node.name.as_str()).collect()
-    }
-
-    /// What the names of a storage node's targets start with.
-    fn iqn_prefix_of(&self, node: &str) -> &str {
-        self.storage.iter().find(|known| known.name == node).map_or(IQN_PREFIX, |known| &known.iqn_prefix)
     }
 
     /// Forgets what is remembered of access keys, because one was changed.

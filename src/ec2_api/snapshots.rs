@@ -1,5 +1,7 @@
 //! CreateSnapshot, DeleteSnapshot and DescribeSnapshots.
 
+use std::time::Duration;
+
 use diesel_async::AsyncConnection;
 
 use crate::db::describe_snapshots::{self as table, DescribedSnapshot};
@@ -23,6 +25,10 @@ use super::{Api, Call, tags, volumes};
 const PAGES: PageRules = PageRules { ids_set: "snapshotIdsSet", kind: "snapshot", zero_is_none: true };
 /// The most snapshots of one volume that are being taken at once.
 const MAX_PENDING: i64 = 5;
+/// How long an answer waits for the cut; far from the time after which clients ask again.
+const CUT_PATIENCE: Duration = Duration::from_secs(10);
+/// How often it looks.
+const CUT_POLL: Duration = Duration::from_millis(10);
 /// The most characters of a description.
 const MAX_DESCRIPTION: usize = 255;
 
@@ -96,7 +102,27 @@ pub async fn create(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
         })
         .await?;
     api.wake.wake();
+    drop(conn);
+    await_cut(api, &row.id).await;
     Ok(render(call, &row, &tags))
+}
+
+/// Waits, for a while, until what is written from now on is no longer in the snapshot: whoever froze a filesystem for it
+/// thaws it as soon as this call is answered. EC2 cuts at the call; we answer at the cut.
+async fn await_cut(api: &Api, id: &SnapshotId) {
+    let cut = async {
+        loop {
+            let asked = async { rows::is_cut(&mut *api.pool.get().await?, id).await };
+            // Whether it can be asked or not, the snapshot is accepted, and the answer must say so.
+            if asked.await.unwrap_or(true) {
+                return;
+            }
+            tokio::time::sleep(CUT_POLL).await;
+        }
+    };
+    if tokio::time::timeout(CUT_PATIENCE, cut).await.is_err() {
+        tracing::warn!(snapshot = %id, "answered before the cut");
+    }
 }
 
 /// The answer: `progress` is there but empty.

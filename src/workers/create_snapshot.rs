@@ -102,6 +102,8 @@ async fn cut(run: &Run<'_>, node: &str, spec: &SnapshotSpec) -> Result<SnapshotR
         hypervisor.ensure_paused(run.generation, &disk.1, PAUSE_S).await?;
         paused.push(disk);
     }
+    // Nobody writes any more: the caller may be told.
+    snapshots::set_cut(&mut *run.conn().await?, &spec.snapshot).await?;
     let copied = while_paused(run, &paused, storage.ensure_snapshot(run.generation, spec)).await;
     let mut held = Ok(());
     for (node, disk) in &paused {

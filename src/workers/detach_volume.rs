@@ -54,7 +54,14 @@ impl Workflow for DetachVolume {
     async fn run(&self, run: &Run<'_>, step: Step) -> Result<(), StepError> {
         let way = Way::find(run, self.attachment).await?;
         match step {
-            Step::Detach => way.detach(run).await,
+            Step::Detach => {
+                // A target that was lost would leave the guest's last writes, and the log-out, hanging for ever. When it cannot
+                // be put back the guest is asked all the same.
+                if let Err(StepError::Ghost) = way.export(run).await {
+                    return Err(StepError::Ghost);
+                }
+                way.detach(run).await
+            }
             Step::Disconnect => way.disconnect(run).await,
             Step::Unexport => way.unexport(run).await,
         }

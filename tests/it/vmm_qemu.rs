@@ -48,11 +48,21 @@ impl Target {
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let portal = free.local_addr().unwrap();
         drop(free);
+        Self { process: Self::spawn(dir, portal), dir: dir.to_owned(), portal }
+    }
+
+    /// Ends it as a crash would; nothing it was told is left.
+    fn crash(&mut self) {
+        self.process.0.kill().unwrap();
+        self.process.0.wait().unwrap();
+    }
+
+    fn spawn(dir: &Path, portal: SocketAddr) -> Process {
         let mut tgtd = Command::new("tgtd");
         tgtd.args(["-f", "-C", "1", "--iscsi"]).arg(format!("portal={portal}")).env("TGT_IPC_SOCKET", dir.join("ipc"));
         let process = Process(tgtd.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("package tgt"));
         wait_for("tgtd", || TcpStream::connect(portal).is_ok());
-        Self { process, dir: dir.to_owned(), portal }
+        process
     }
 
     fn admin(&self, args: &[&str]) -> String {
@@ -222,6 +232,7 @@ async fn a_guest_gets_uses_keeps_and_loses_disks_as_it_is_told() {
     pauses_hold_break_and_add_up(&mut lab).await;
     a_guest_that_holds_on_is_busy_until_force_cuts_it_off(&lab).await;
     force_stops_a_guest_in_the_middle_of_writing(&lab).await;
+    a_target_that_comes_back_frees_a_machine_that_waits_for_it(&mut lab).await;
     a_machine_that_hangs_is_not_a_machine_that_is_gone(&mut lab).await;
 }
 
@@ -390,15 +401,39 @@ async fn force_stops_a_guest_in_the_middle_of_writing(lab: &Lab) {
     assert!(volume.bytes() == after);
 }
 
-async fn a_machine_that_hangs_is_not_a_machine_that_is_gone(lab: &mut Lab) {
+async fn a_target_that_comes_back_frees_a_machine_that_waits_for_it(lab: &mut Lab) {
     let volume = Volume::new(lab.dir.path());
     let export = lab.target.export(&volume, "8");
+    let device = lab.attach(&export).await;
+    lab.guest_runs(&format!("start-writer {device}")).await;
+    wait_for("the writer", || volume.block(10).is_some());
+
+    // The portal is there and the target is not, with a write in flight: the pause cannot come about, and in trying the
+    // machine hangs.
+    lab.target.crash();
+    lab.target.process = Target::spawn(&lab.target.dir, lab.target.portal);
+    let silent = lab.qemu.ensure_paused(GENERATION, &disk(&export), 60).await.unwrap_err();
+    assert_eq!(silent.kind, ErrorKind::Retry, "{silent}");
+    let before = volume.bytes();
+    lab.target.export(&volume, "8");
+    wait_for("the writer to go on", || volume.bytes() != before);
+    lab.qemu.ensure_paused(GENERATION, &disk(&export), 60).await.unwrap();
+    let before = volume.bytes();
+    assert_eq!(lab.qemu.ensure_resumed(GENERATION, &disk(&export)).await.unwrap(), Pause::Held);
+    wait_for("the writer to go on", || volume.bytes() != before);
+    lab.guest_runs("stop-writer").await;
+    assert_eq!(lab.detach(&export).await, Detach::Gone);
+    lab.disconnect(&export, "8").await;
+}
+
+async fn a_machine_that_hangs_is_not_a_machine_that_is_gone(lab: &mut Lab) {
+    let volume = Volume::new(lab.dir.path());
+    let export = lab.target.export(&volume, "9");
     lab.attach(&export).await;
     let known = lab.observed().await;
 
     // A target that is away: whatever would wait for it is not begun, and the machine runs on.
-    lab.target.process.0.kill().unwrap();
-    lab.target.process.0.wait().unwrap();
+    lab.target.crash();
     let away = lab.qemu.ensure_detached(GENERATION, &disk(&export), true).await.unwrap_err();
     assert_eq!(away.kind, ErrorKind::Retry);
     let away = lab.qemu.ensure_paused(GENERATION, &disk(&export), 60).await.unwrap_err();

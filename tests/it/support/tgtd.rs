@@ -38,12 +38,7 @@ impl Tgtd {
 
     /// What a storage node's configuration says of it.
     pub fn config(&self) -> config::Tgt {
-        config::Tgt {
-            socket_dir: self.dir.path().to_owned(),
-            control_port: 1,
-            portal: self.portal,
-            iqn_prefix: "iqn.2026-01.net.example".into(),
-        }
+        config::Tgt { socket_dir: self.dir.path().to_owned(), control_port: 1, portal: self.portal }
     }
 
     /// Runs `tgtadm` on it, past the driver, and expects that to succeed.
