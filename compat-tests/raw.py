@@ -39,16 +39,16 @@ class Answer:
         return error.findtext("Code"), error.findtext("Message")
 
 
-def signed(account, body, path="/", method="POST", service="ec2", headers=None, query=""):
+def signed(account, body, path="/", method="POST", service="ec2", region="us-east-1", headers=None, query=""):
     """The bytes of a request with a body (bytes, or a dict for a form), signed by SigV4 in a header."""
     body = urlencode(body).encode() if isinstance(body, dict) else body
     target = f"{path}?{query}" if query else path
     asked = AWSRequest(method, account.endpoint + target, headers=headers or {"Content-Type": FORM}, data=body)
-    SigV4Auth(Credentials(account.key, account.secret), service, "us-east-1").add_auth(asked)
+    SigV4Auth(Credentials(account.key, account.secret), service, region).add_auth(asked)
     return request(account, method, target, dict(asked.headers.items()), body)
 
 
-def presigned(account, parameters, expires=60, clock=None):
+def presigned(account, parameters, expires=60):
     """The bytes of a GET request that is signed in its query."""
     url = f"{account.endpoint}/?{urlencode(parameters)}"
     asked = AWSRequest("GET", url, headers={})

@@ -4,12 +4,16 @@ A test run may be beside others on one machine, so a process is only ever ended 
 here, and "nothing stays behind" is asked of the processes that name this run's data directory.
 """
 
+import json
 import os
 import shlex
 import signal
 import socket
+import shutil
 import subprocess
+import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -50,6 +54,19 @@ def processes_of(directory):
     return found
 
 
+@contextmanager
+def directory():
+    """A directory for data, that a Postgres of another user can reach; gone in the end, with all that runs on it."""
+    made = Path(tempfile.mkdtemp(prefix="vbs-compat-"))
+    made.chmod(0o711)
+    try:
+        yield made
+    finally:
+        for _, pid, _ in filter(runs, children_of(made / "data")):
+            os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(made)
+
+
 class Process:
     """A child with its output in a file."""
 
@@ -84,7 +101,7 @@ class Process:
         assert status == 0, f"{self.name} ended with {status}:\n{self.tail()}"
 
     def kill(self):
-        """Ends it at once."""
+        """Ends it at once, if it still runs."""
         self.child.kill()
         self.child.wait()
 
@@ -126,17 +143,41 @@ class Dev:
 
     def stop(self):
         """Ends it; nothing that it started may be left."""
+        children = self.children()
+        assert children, "vbs dev has no record of its Postgres"
         self.process.stop()
-        left = until_nothing_left(self.data)
-        assert not left, f"vbs dev left behind: {left}"
+        left = [child for child in children if runs(child)]
+        assert not left and not processes_of(self.data), f"vbs dev left behind {left}, {processes_of(self.data)}"
+
+    def children(self):
+        return children_of(self.data)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        """Ends it as it should be ended, or anyhow when a test has failed with it."""
+        if kind is None:
+            self.stop()
+        else:
+            self.process.kill()
 
 
-def until_nothing_left(directory, seconds=10):
-    """What of `directory` still runs after a moment's grace."""
-    end = time.monotonic() + seconds
-    while (left := processes_of(directory)) and time.monotonic() < end:
-        time.sleep(0.05)
-    return left
+def children_of(data):
+    """The processes that a `vbs dev` has recorded as its own: their names, numbers and start times."""
+    records = {path.stem: json.loads(path.read_text())["process"] for path in Path(data).glob("run/*.json")}
+    return [(name, process["pid"], process["start_time"]) for name, process in records.items() if process]
+
+
+def runs(child):
+    """Whether a process is still the one that was recorded, and not one that got its number."""
+    _, pid, start_time = child
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    state, *fields = stat.rpartition(")")[2].split()
+    return state != "Z" and int(fields[18]) == start_time
 
 
 def read_env(path):

@@ -37,6 +37,9 @@ enum Command {
     /// Workflows: what the workers do and did
     #[command(subcommand)]
     Workflow(cli::workflow::Workflow),
+    /// Run a command in a guest of vbs dev
+    #[command(hide = true)]
+    GuestRun(cli::guest_run::GuestRun),
     /// Run a private Postgres until standard input closes
     #[command(hide = true)]
     Postgres,
@@ -55,6 +58,7 @@ async fn main() -> ExitCode {
         Command::AccessKey(command) => command.run().await,
         Command::Instance(command) => command.run().await,
         Command::Workflow(command) => command.run().await,
+        Command::GuestRun(command) => command.run().await,
         Command::Postgres => cli::postgres().await,
     };
     match done {

@@ -17,6 +17,7 @@ use crate::{delegates, gateway};
 pub mod access_key;
 pub mod account;
 pub mod dev;
+pub mod guest_run;
 pub mod instance;
 pub mod workflow;
 

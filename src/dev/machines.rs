@@ -39,6 +39,11 @@ pub(super) async fn start(dir: &Path, children: &Children, count: usize) -> Resu
     Ok((guests, socket_dir))
 }
 
+/// The serial line of the machine of this name.
+pub(super) fn serial_socket(dir: &Path, machine: &str) -> PathBuf {
+    sockets::find(&dir.join(SOCKETS)).join(format!("{machine}.serial"))
+}
+
 /// Ends the guests of `dir`, as if their power was cut.
 pub(super) async fn stop(dir: &Path, children: &Children) -> Result<(), DevError> {
     let names = children.names()?;

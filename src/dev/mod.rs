@@ -11,6 +11,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -68,6 +69,20 @@ pub async fn run(options: &Options, stop: CancellationToken) -> Result<(), DevEr
     let result = serve(&dir, options, &children, &stop).await;
     let stopped = stop_all(&dir, &children).await;
     result.and(stopped).and(owner::remove_env(&dir))
+}
+
+/// Runs a command in a guest of the directory `data`, as [`console::run`] does.
+///
+/// # Errors
+/// When the guest does not run or does not answer.
+pub async fn run_in_guest(
+    data: &Path,
+    machine: &str,
+    command: &str,
+    limit: Duration,
+) -> Result<(String, i32), console::ConsoleError> {
+    let dir = data.canonicalize()?;
+    console::run(&machines::serial_socket(&dir, machine), command, limit).await
 }
 
 /// Everything that runs, before it serves.

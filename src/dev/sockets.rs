@@ -34,6 +34,12 @@ pub fn directory(preferred: &Path, longest_name: usize, user: Option<User>) -> R
     Ok(dir)
 }
 
+/// Where [`directory`] said that the sockets are.
+pub fn find(preferred: &Path) -> PathBuf {
+    let location = fs::read_to_string(preferred.with_extension("location"));
+    location.map_or_else(|_| preferred.to_owned(), |text| text.trim_end().into())
+}
+
 /// Removes what [`directory`] chose elsewhere, if it did; the next start chooses again.
 pub fn remove_if_elsewhere(preferred: &Path) {
     let location = preferred.with_extension("location");
@@ -62,10 +68,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let near = dir.path().join("near");
         assert_eq!(directory(&near, 20, None).unwrap(), near);
+        assert_eq!(find(&near), near);
         let far = dir.path().join("f".repeat(100));
         let chosen = directory(&far, 20, None).unwrap();
         assert!(chosen.as_os_str().len() + 21 <= PATH_MAX);
-        assert_eq!(directory(&far, 20, None).unwrap(), chosen);
+        assert_eq!((directory(&far, 20, None).unwrap(), find(&far)), (chosen.clone(), chosen.clone()));
         remove_if_elsewhere(&far);
         assert!(!chosen.exists());
         let another = directory(&far, 20, None).unwrap();

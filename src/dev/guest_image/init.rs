@@ -6,7 +6,9 @@ use super::cpio::Archive;
 const INIT: &str = include_str!("init.sh");
 
 /// The guest's own commands.
-const COMMANDS: [(&str, &str); 5] = [
+const COMMANDS: [(&str, &str); 7] = [
+    ("check-numbered", include_str!("check-numbered.sh")),
+    ("count-numbered", include_str!("count-numbered.sh")),
     ("disk", include_str!("disk.sh")),
     ("md5", include_str!("md5.sh")),
     ("start-writer", include_str!("start-writer.sh")),
@@ -17,6 +19,8 @@ const COMMANDS: [(&str, &str); 5] = [
 /// Changes when one of our own parts of the image does.
 pub(super) const FINGERPRINT: &str = concat!(
     include_str!("init.sh"),
+    include_str!("check-numbered.sh"),
+    include_str!("count-numbered.sh"),
     include_str!("disk.sh"),
     include_str!("md5.sh"),
     include_str!("start-writer.sh"),

@@ -1,0 +1,136 @@
+"""The demo's flow: on `vbs dev`, and on a gateway and two delegates that are processes of their own.
+
+The second takes what a killed `vbs dev` left running, its Postgres, its tgtd and its guest, serves them by three processes
+that share nothing but a key, and gives all back to a `vbs dev` in the end. So both must agree on everything that is kept.
+"""
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tomllib
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from conftest import Account, boto3_client, remove_volume, wait
+from running import PROGRAM, REPOSITORY, Dev, Process, directory, free_port, until
+
+
+@pytest.fixture(scope="module")
+def place():
+    with directory() as made:
+        yield made
+
+
+def flow(data, env):
+    """Runs the flow of the demo; it fails by itself when a byte or a state is wrong."""
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HOME": str(data.parent),
+        "VBS_BIN": str(PROGRAM),
+        **env,
+    }
+    command = [REPOSITORY / "scripts" / "demo-flow", data]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+class Separate:
+    """A gateway and two delegates on what a `vbs dev` in `data` has left."""
+
+    def __init__(self, data, env):
+        self.processes = []
+        try:
+            self.start_all(data, env)
+        except BaseException:
+            self.__exit__(BaseException)
+            raise
+
+    def start_all(self, data, env):
+        made_by_dev = tomllib.loads((data / "vbs.toml").read_text())
+        key = {"file": str(data / "node.key")}
+        (data / "node.key").write_text(secrets.token_hex(32))
+        (data / "node.key").chmod(0o600)
+        for kind, role in (("volume_node", "volume-delegate"), ("vmm_node", "vmm-delegate")):
+            (node,) = made_by_dev[kind]
+            address = f"127.0.0.1:{free_port()}"
+            file = data / f"{role}.toml"
+            settings = {"node": node["name"], "server": {"listen": address}, "key": key, "delegate": node["delegate"]}
+            file.write_text(toml(settings))
+            self.start(role, file, "serving")
+            node["delegate"] = {"remote": {"url": f"http://{address}", "key": key}}
+        address = f"127.0.0.1:{free_port()}"
+        made_by_dev["gateway"]["server"]["listen"] = address
+        file = data / "gateway.toml"
+        file.write_text(toml(made_by_dev))
+        self.start("gateway", file, "serving")
+        self.env = env | {"AWS_ENDPOINT_URL": f"http://{address}"}
+
+    def start(self, role, file, sign):
+        process = Process(role, [role, "--config", file], file.parent.parent)
+        self.processes.append(process)
+        until(role, lambda: process.says(sign))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        for process in reversed(self.processes):
+            process.stop() if kind is None else process.kill()
+
+
+def toml(settings):
+    """Settings as TOML: all in inline tables, which JSON is but for the colons."""
+    return "".join(f"{name} = {inline(value)}\n" for name, value in settings.items())
+
+
+def inline(value):
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{name} = {inline(item)}" for name, item in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(inline, value)) + "]"
+    return json.dumps(value)
+
+
+def client_of(env):
+    return boto3_client(Account(env["AWS_ENDPOINT_URL"], env["AWS_ACCESS_KEY_ID"], env["AWS_SECRET_ACCESS_KEY"]))
+
+
+def test_in_one_process_and_in_several_and_back_again(place):
+    data = place / "data"
+    dev = Dev(data, "--instances", "1")
+    try:
+        flow(data, dev.env)
+        ec2 = client_of(dev.env)
+        kept = ec2.create_volume(AvailabilityZone="us-east-1a", Size=1)["VolumeId"]
+        wait(ec2, "volume_available", VolumeIds=[kept])
+        children = dev.children()
+    finally:
+        dev.process.kill()
+
+    with Separate(data, dev.env) as separate:
+        assert get(separate.env, "/healthz") == 200 and get(separate.env, "/readyz") == 200
+        flow(data, separate.env)
+        ec2 = client_of(separate.env)
+        ec2.attach_volume(VolumeId=kept, InstanceId=dev.instances[0], Device="/dev/sdf")
+        until("attached", lambda: attached(ec2, kept))
+
+    with Dev(data) as again:
+        assert again.instances == dev.instances and sorted(again.children()) == sorted(children)
+        ec2 = client_of(again.env)
+        assert attached(ec2, kept), "what one process attached the next one keeps"
+        remove_volume(ec2, kept)
+
+
+def attached(ec2, volume):
+    (seen,) = ec2.describe_volumes(VolumeIds=[volume])["Volumes"]
+    return [attachment["State"] for attachment in seen["Attachments"]] == ["attached"]
+
+
+def get(env, path):
+    with urllib.request.urlopen(env["AWS_ENDPOINT_URL"] + path, timeout=30) as answer:
+        return answer.status
