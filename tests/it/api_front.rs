@@ -39,6 +39,16 @@ async fn malformed_and_hostile_requests_get_the_ec2_error_document_before_authen
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn only_get_and_post_are_taken() {
+    let cloud = Cloud::start().await;
+    for method in ["PUT", "DELETE", "BREW"] {
+        let request = Request::builder().method(method).uri("/").header("host", "localhost");
+        let answer = send(cloud.client.address, request.body(Full::new(Bytes::new())).unwrap()).await;
+        assert_eq!((answer.status, answer.text("Code").as_str()), (405, "MethodNotAllowed"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn unknown_actions_parameters_and_versions_are_refused_by_name() {
     let cloud = Cloud::start().await;
     let found = cloud.client.fails("DescribeFoo", &[]).await;
