@@ -139,9 +139,7 @@ fn selects(pattern: &[char], text: &[char]) -> bool {
         ([], []) => true,
         (['*', rest @ ..], _) => selects(rest, text) || !text.is_empty() && selects(pattern, &text[1..]),
         (['?', rest @ ..], [_, tail @ ..]) => selects(rest, tail),
-        (['\\', c, rest @ ..], [head, tail @ ..]) | ([c, rest @ ..], [head, tail @ ..]) => {
-            c == head && selects(rest, tail)
-        }
+        (['\\', c, rest @ ..] | [c, rest @ ..], [head, tail @ ..]) => c == head && selects(rest, tail),
         _ => false,
     }
 }
