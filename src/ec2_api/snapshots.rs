@@ -248,7 +248,7 @@ fn item(xml: &mut Xml, row: &DescribedSnapshot, account: &str) {
         .plain("volumeSize", row.volume_size_gib)
         .text("description", &row.description)
         .plain("encrypted", row.encrypted);
-    tags::set(xml, row.tag_keys.as_deref(), row.tag_values.as_deref());
+    tags::set(xml, &row.tag_keys, &row.tag_values);
     xml.text("storageTier", "standard").text("transferType", "standard");
     if let Some(at) = row.completed_at {
         xml.time("completionTime", at).optional_plain("fullSnapshotSizeInBytes", row.data_bytes);
