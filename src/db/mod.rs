@@ -31,6 +31,9 @@ const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations");
 /// How long a caller waits for a free connection, and for a new one to be made.
 const POOL_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
+/// How long one statement of a pooled connection may run.
+const STATEMENT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(20);
+
 /// Why the database did not answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -59,6 +62,7 @@ impl Pool {
         // The default asks Postgres at every check-out whether the connection lives, which doubles the round trips of a
         // describe. A connection that died is noticed by its first query, and thrown away.
         config.recycling_method = RecyclingMethod::Fast;
+        config.custom_setup = Box::new(|url| Box::pin(establish_bounded(url.to_owned())));
         let manager = AsyncDieselConnectionManager::<AsyncPgConnection>::new_with_config(url, config);
         let pool = Deadpool::builder(manager).max_size(size).build().map_err(|e| Error::Connection(e.to_string()))?;
         Ok(Self(pool))
@@ -71,6 +75,16 @@ impl Pool {
             Err(_) => Err(Error::Connection(format!("none free within {} s", POOL_TIMEOUT.as_secs()))),
         }
     }
+}
+
+/// A connection on which no statement runs for ever: filters are the callers' own patterns, over as many rows as they have.
+async fn establish_bounded(url: String) -> diesel::ConnectionResult<AsyncPgConnection> {
+    let mut conn = AsyncPgConnection::establish(&url).await?;
+    let set = format!("SET statement_timeout = {}", STATEMENT_TIMEOUT.as_millis());
+    diesel_async::RunQueryDsl::execute(diesel::sql_query(set), &mut conn)
+        .await
+        .map_err(diesel::ConnectionError::CouldntSetupConfiguration)?;
+    Ok(conn)
 }
 
 /// A connection of its own, outside any pool: to listen for notifications, or to migrate.

@@ -82,6 +82,7 @@ impl<R> Select<R> {
     }
 
     /// Goes on with an array of values.
+    #[must_use]
     pub fn texts<S: AsRef<str>>(mut self, values: &[S]) -> Self {
         self.pieces.push(Piece::Texts(values.iter().map(|value| value.as_ref().to_owned()).collect()));
         self

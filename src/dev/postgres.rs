@@ -159,7 +159,7 @@ async fn ended_within(child: &Child, time: Duration) -> Result<bool, DevError> {
 fn home(dir: &Path, user: Option<User>) -> Result<PathBuf, DevError> {
     let known = recorded_home(dir);
     let home = match user {
-        Some(user) if !known.exists() && !user.may_enter(dir) => {
+        Some(user) if !known.exists() && !let_in(user, dir)? => {
             let elsewhere = Path::new(ELSEWHERE).join(uuid::Uuid::new_v4().to_string());
             tracing::info!(
                 "{} is closed to the user that Postgres runs as: its data goes to {}",
@@ -177,6 +177,18 @@ fn home(dir: &Path, user: Option<User>) -> Result<PathBuf, DevError> {
         user.own(&home)?;
     }
     Ok(home)
+}
+
+/// Opens `dir` itself to the user's group, where that takes nothing from anybody, as with one made by `mktemp -d`; tells
+/// whether the user can get there now. What is above is not ours to open.
+fn let_in(user: User, dir: &Path) -> Result<bool, DevError> {
+    let mode = fs::metadata(dir).map_err(|e| DevError::io(dir, &e))?.permissions().mode();
+    if !user.may_enter(dir) && mode & 0o070 == 0 && dir.parent().is_some_and(|above| user.may_enter(above)) {
+        std::os::unix::fs::chown(dir, None, Some(user.gid)).map_err(|e| DevError::io(dir, &e))?;
+        let opened = fs::Permissions::from_mode(mode & 0o7777 | 0o010);
+        fs::set_permissions(dir, opened).map_err(|e| DevError::io(dir, &e))?;
+    }
+    Ok(user.may_enter(dir))
 }
 
 /// Where the files are, when there are any.

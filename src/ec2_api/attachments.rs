@@ -32,8 +32,8 @@ pub async fn attach(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
     let (volume, instance, device) = (params.text("VolumeId"), params.text("InstanceId"), params.text("Device"));
     let card = params.integer("EbsCardIndex")?;
     params.finish()?;
-    let volume: VolumeId = resource_id::required(volume, Dialect::Volume)?;
-    let instance: InstanceId = resource_id::required(instance, Dialect::Instance)?;
+    let volume: VolumeId = resource_id::required(volume.as_deref(), Dialect::Volume)?;
+    let instance: InstanceId = resource_id::required(instance.as_deref(), Dialect::Instance)?;
     let device = Device::parse(device)?;
     if card.is_some_and(|card| card != 0) {
         return Err(unsupported("Instances here have one EBS card, of index 0."));
@@ -134,7 +134,7 @@ pub async fn detach(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
     let device = params.filled("Device");
     let force = params.boolean("Force")?.unwrap_or(false);
     params.finish()?;
-    let id: VolumeId = resource_id::required(volume, Dialect::Volume)?;
+    let id: VolumeId = resource_id::required(volume.as_deref(), Dialect::Volume)?;
     let instance: Option<InstanceId> = instance.map(|text| resource_id::read(&text, Dialect::Instance)).transpose()?;
     let mut conn = api.pool.get().await?;
     let account = &*call.caller.account_id;

@@ -20,15 +20,13 @@ impl Device {
     /// and, but for `xvd`, perhaps a partition from 1 to 15.
     pub fn parse(name: Option<String>) -> ApiResult<Self> {
         let Some(name) = name.filter(|name| !name.is_empty()) else { return Err(missing("device")) };
-        match key(&name) {
-            Some(key) => Ok(Self { key: key.to_owned(), name }),
-            None => {
-                let shown = clip(&name);
-                Err(invalid_value(format!(
-                    "Value ({shown}) for parameter device is invalid. {shown} is not a valid EBS device name."
-                )))
-            }
+        if let Some(key) = key(&name) {
+            return Ok(Self { key: key.to_owned(), name });
         }
+        let shown = clip(&name);
+        Err(invalid_value(format!(
+            "Value ({shown}) for parameter device is invalid. {shown} is not a valid EBS device name."
+        )))
     }
 
     /// Whether the machine's own root disk has this place; every machine has one, and it is not ours.

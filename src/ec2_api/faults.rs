@@ -34,6 +34,11 @@ pub fn missing(name: &str) -> ApiError {
     ApiError::new("MissingParameter", format!("The request must contain the parameter {name}"))
 }
 
+/// The request is neither a GET nor a POST.
+pub fn method_not_allowed() -> ApiError {
+    ApiError { status: 405, ..ApiError::new("MethodNotAllowed", "The API takes GET and POST requests only.") }
+}
+
 /// The form cannot be decoded.
 pub fn malformed_query(why: &str) -> ApiError {
     ApiError::new("MalformedQueryString", format!("The query string is malformed: {why}."))

@@ -1,6 +1,6 @@
 //! The filters of the describe actions: which there are, and what a value selects.
 //!
-//! Filters are ANDed, the values of one are ORed, `*` is any run of characters, `?` any one, a backslash takes the next
+//! Filters narrow one another, the values of one filter widen it, `*` is any run of characters, `?` any one, a backslash takes the next
 //! character as it is. The database evaluates them ([`crate::db::select`]), so that a page is full and exact and no table
 //! is read into memory; [`Glob::matches`] is for the few sets that are no tables. A filter that is not known is an error: to ignore
 //! one would select everything.

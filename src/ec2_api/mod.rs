@@ -114,6 +114,9 @@ impl Api {
 
     /// Takes a request through the whole pipeline. Never fails: a failure is an answer too.
     pub async fn serve(&self, request: sigv4::Request<'_>, request_id: &str) -> Reply {
+        if !matches!(request.method, "GET" | "POST") {
+            return refuse(&faults::method_not_allowed(), None, request_id);
+        }
         let query = match Query::decode(request.query.as_bytes(), request.body) {
             Ok(query) => query,
             Err(error) => return refuse(&error, None, request_id),

@@ -277,7 +277,7 @@ mod tests {
 
     #[test]
     fn a_million_parameters_are_refused() {
-        let form: String = (0..30_000).map(|n| format!("a{n}=&")).collect();
+        let form = (0..30_000).map(|n| format!("a{n}=")).collect::<Vec<_>>().join("&");
         assert_eq!(code(b"", form.as_bytes()), "MalformedQueryString");
         assert_eq!(code(b"", "a&".repeat(500_000).as_bytes()), "InvalidQueryParameter");
     }

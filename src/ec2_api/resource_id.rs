@@ -27,8 +27,8 @@ pub enum Dialect {
 }
 
 /// Reads an id that must be there.
-pub fn required<K: Kind>(text: Option<String>, dialect: Dialect) -> ApiResult<Id<K>> {
-    text.as_deref().map_or_else(|| Err(absent(dialect)), |text| read(text, dialect))
+pub fn required<K: Kind>(text: Option<&str>, dialect: Dialect) -> ApiResult<Id<K>> {
+    text.map_or_else(|| Err(absent(dialect)), |text| read(text, dialect))
 }
 
 /// Reads a list of ids; none means all. Twins are asked for once.

@@ -58,7 +58,7 @@ pub async fn create(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
         params.filled("OutpostArn").is_some() | params.filled("Location").is_some_and(|at| at != "regional");
     let specifications = params.tag_specifications()?;
     params.finish()?;
-    let volume: VolumeId = resource_id::required(volume, Dialect::Volume)?;
+    let volume: VolumeId = resource_id::required(volume.as_deref(), Dialect::Volume)?;
     let tags = tag_rules::from_specifications(specifications, "snapshot")?;
     if description.chars().count() > MAX_DESCRIPTION {
         return Err(invalid_value(format!(
@@ -145,7 +145,7 @@ fn render(call: &Call, row: &Snapshot, asked: &Tags) -> String {
 pub async fn delete(api: &Api, call: &Call, mut params: Params) -> ApiResult<String> {
     let id = params.text("SnapshotId");
     params.finish()?;
-    let id: SnapshotId = resource_id::required(id, Dialect::Snapshot)?;
+    let id: SnapshotId = resource_id::required(id.as_deref(), Dialect::Snapshot)?;
     let account = &*call.caller.account_id;
     let mut conn = api.pool.get().await?;
     let row = rows::find(&mut conn, &id)

@@ -5,7 +5,7 @@ use diesel_async::AsyncConnection;
 use crate::db::describe_tags::{self as table, DescribedTag};
 use crate::db::select::{Condition, Subject};
 use crate::db::{Conn, describe_instances, describe_snapshots, describe_volumes};
-use crate::ids::{Id, InstanceId, Kind, SnapshotId, VolumeId};
+use crate::ids::{Id, Instance, InstanceId, Kind, Snapshot, SnapshotId, VolumeId};
 
 use super::error::{ApiError, ApiResult};
 use super::faults::{self, clip, invalid_value, missing};
@@ -181,14 +181,11 @@ impl Resources {
         }
         let mut resources = Self::default();
         for text in texts {
-            if let Ok(id) = Id::parse(text) {
-                resources.volumes.push(id);
-            } else if let Ok(id) = Id::parse(text) {
-                resources.snapshots.push(id);
-            } else if let Ok(id) = Id::parse(text) {
-                resources.instances.push(id);
-            } else {
-                return Err(ApiError::new("InvalidID", format!("The ID '{}' is not valid", clip(text))));
+            let invalid = |_| ApiError::new("InvalidID", format!("The ID '{}' is not valid", clip(text)));
+            match text.split_once('-') {
+                Some((Snapshot::PREFIX, _)) => resources.snapshots.push(Id::parse(text).map_err(invalid)?),
+                Some((Instance::PREFIX, _)) => resources.instances.push(Id::parse(text).map_err(invalid)?),
+                _ => resources.volumes.push(Id::parse(text).map_err(invalid)?),
             }
         }
         Ok(resources)

@@ -159,7 +159,7 @@ fn attachment(xml: &mut Xml, row: &DescribedVolume) {
 pub async fn delete(api: &Api, call: &Call, mut params: Params) -> ApiResult<String> {
     let id = params.text("VolumeId");
     params.finish()?;
-    let id: VolumeId = resource_id::required(id, Dialect::DeleteVolume)?;
+    let id: VolumeId = resource_id::required(id.as_deref(), Dialect::DeleteVolume)?;
     let mut conn = api.pool.get().await?;
     find(&mut conn, &call.caller.account_id, &id).await?;
     call.stop_if_dry_run()?;

@@ -18,7 +18,7 @@ async fn an_attachment_shows_at_the_volume_and_at_the_instance_under_the_name_th
     );
     assert!(shown.body.contains(&mapping), "{}", shown.body);
     let filter = [("Filter.1.Name", "block-device-mapping.volume-id"), ("Filter.1.Value.1", volume.as_str())];
-    assert_eq!(cloud.client.ok("DescribeInstances", &filter).await.all("instanceId"), [instance.clone()]);
+    assert_eq!(cloud.client.ok("DescribeInstances", &filter).await.all("instanceId"), std::slice::from_ref(&instance));
     let answer = cloud
         .client
         .ok("DetachVolume", &[("VolumeId", &volume), ("InstanceId", &instance), ("Device", "/dev/sdh")])

@@ -17,7 +17,7 @@ async fn post(cloud: &Cloud, form: impl Into<Bytes>) -> Answer {
 async fn malformed_and_hostile_requests_get_the_ec2_error_document_before_authentication() {
     let cloud = Cloud::start().await;
     let deep = format!("Action=DescribeVolumes&Filter{}=x", ".1".repeat(1000));
-    let million = (0..100_000).map(|n| format!("a{n}=&")).collect::<String>();
+    let million = (0..100_000).map(|n| format!("a{n}=")).collect::<Vec<_>>().join("&");
     for (form, status, code) in [
         (&b"Action=DescribeVolumes"[..], 400, "MissingParameter"),
         (b"", 400, "MissingParameter"),
@@ -35,6 +35,16 @@ async fn malformed_and_hostile_requests_get_the_ec2_error_document_before_authen
         let head = String::from_utf8_lossy(&form[..form.len().min(60)]).into_owned();
         assert_eq!((answer.status, answer.text("Code").as_str()), (status, code), "{head}");
         assert!(answer.body.contains("<Response><Errors><Error>") && answer.find("RequestID").is_some(), "{head}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_get_and_post_are_taken() {
+    let cloud = Cloud::start().await;
+    for method in ["PUT", "DELETE", "BREW"] {
+        let request = Request::builder().method(method).uri("/").header("host", "localhost");
+        let answer = send(cloud.client.address, request.body(Full::new(Bytes::new())).unwrap()).await;
+        assert_eq!((answer.status, answer.text("Code").as_str()), (405, "MethodNotAllowed"));
     }
 }
 

@@ -1,5 +1,7 @@
 //! CreateTags, DeleteTags and DescribeTags over HTTP.
 
+use rand::Rng;
+
 use crate::support::client::Client;
 use crate::support::cloud::Cloud;
 
@@ -128,5 +130,45 @@ async fn describe_tags_pages_and_filters() {
     ] {
         let answer = client.ok("DescribeTags", &[("Filter.1.Name", name), ("Filter.1.Value.1", value)]).await;
         assert_eq!(answer.all("key").len(), hits, "{name}={value}");
+    }
+}
+
+/// What `*`, `?` and the backslash mean, by definition and as slowly as that.
+fn selects(pattern: &[char], text: &[char]) -> bool {
+    match (pattern, text) {
+        ([], []) => true,
+        (['*', rest @ ..], _) => selects(rest, text) || !text.is_empty() && selects(pattern, &text[1..]),
+        (['?', rest @ ..], [_, tail @ ..]) => selects(rest, tail),
+        (['\\', c, rest @ ..], [head, tail @ ..]) | ([c, rest @ ..], [head, tail @ ..]) => {
+            c == head && selects(rest, tail)
+        }
+        _ => false,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_database_selects_what_the_definition_of_a_filter_says() {
+    let cloud = Cloud::start().await;
+    let volume = cloud.volume().await;
+    let draw = |letters: &[char], least: usize| -> String {
+        let mut random = rand::rng();
+        let length = random.random_range(least..=6);
+        (0..length).map(|_| letters[random.random_range(0..letters.len())]).collect()
+    };
+    let values: Vec<String> = (0..50).map(|_| draw(&['a', 'b', '%', '_', '\\', '*'], 0)).collect();
+    let names: Vec<[String; 2]> = (0..50).map(|n| [format!("Tag.{n}.Key"), format!("Tag.{n}.Value")]).collect();
+    let keys: Vec<String> = (0..50).map(|n| format!("k{n:02}")).collect();
+    let mut parameters = vec![("ResourceId.1", volume.as_str())];
+    for ((name, key), value) in names.iter().zip(&keys).zip(&values) {
+        parameters.extend([(name[0].as_str(), key.as_str()), (name[1].as_str(), value.as_str())]);
+    }
+    cloud.client.ok("CreateTags", &parameters).await;
+    for _ in 0..200 {
+        let pattern = draw(&['a', 'b', '*', '?', '%', '_'], 1);
+        let filter = [("Filter.1.Name", "value"), ("Filter.1.Value.1", pattern.as_str())];
+        let found = cloud.client.ok("DescribeTags", &filter).await.all("key");
+        let chars = |text: &str| text.chars().collect::<Vec<_>>();
+        let expected = keys.iter().zip(&values).filter(|(_, value)| selects(&chars(&pattern), &chars(value)));
+        assert_eq!(found, expected.map(|(key, _)| key.clone()).collect::<Vec<_>>(), "{pattern}");
     }
 }

@@ -4,14 +4,17 @@ use std::collections::HashMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use vbs::dev::console;
 
 use crate::support::client::Client;
+
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A `vbs dev` that is stopped with the test.
 struct Dev {
@@ -42,6 +45,20 @@ impl Dev {
         self.env["VBS_INSTANCES"].split(',').collect()
     }
 
+    /// Waits until the volume's attachment is in this state; `None`: until it has none.
+    async fn attachment_becomes(&self, volume: &str, wanted: Option<&str>) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let described = self.client().ok("DescribeVolumes", &[("VolumeId.1", volume)]).await;
+            // The volume's own status comes before its attachment's.
+            if described.all("status").get(1).map(String::as_str) == wanted {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{}", described.body);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     fn client(&self) -> Client {
         let address: SocketAddr = self.env["AWS_ENDPOINT_URL"].strip_prefix("http://").unwrap().parse().unwrap();
         let (access_key_id, secret) =
@@ -64,6 +81,13 @@ fn command(dir: &Path, arguments: &[&str]) -> Command {
     command
 }
 
+/// Runs a command in the guest.
+async fn in_guest(dir: &Path, command: &str) -> String {
+    let (output, status) = console::run(&dir.join("qmp/vm-1.serial"), command, PATIENCE).await.unwrap();
+    assert_eq!(status, 0, "{command}: {output}");
+    output.trim().to_owned()
+}
+
 /// The number in a child's record.
 fn pid(dir: &Path, child: &str) -> i64 {
     let record: Value = serde_json::from_slice(&fs::read(dir.join(format!("run/{child}.json"))).unwrap()).unwrap();
@@ -74,16 +98,9 @@ fn is_running(pid: i64) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
-/// One that Postgres's user can enter, as a home directory below `/root` is not.
-fn open_directory() -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    dir
-}
-
 #[tokio::test]
 async fn a_run_after_a_sigkill_continues_with_the_children_and_a_sigterm_leaves_none() {
-    let dir = open_directory();
+    let dir = tempfile::tempdir().unwrap();
     let mut first = Dev::start(dir.path(), &["--sim", "--instances", "2"]);
     assert_eq!(first.instances().len(), 2);
     let described = first.client().ok("DescribeAvailabilityZones", &[]).await;
@@ -105,7 +122,7 @@ async fn a_run_after_a_sigkill_continues_with_the_children_and_a_sigterm_leaves_
 
 #[test]
 fn a_second_run_on_the_same_directory_is_turned_away() {
-    let dir = open_directory();
+    let dir = tempfile::tempdir().unwrap();
     let _first = Dev::start(dir.path(), &["--sim"]);
     let second = command(dir.path(), &["--sim"]).output().unwrap();
     assert!(!second.status.success());
@@ -115,9 +132,50 @@ fn a_second_run_on_the_same_directory_is_turned_away() {
 
 #[test]
 fn a_directory_that_was_begun_with_real_nodes_is_not_simulated_later() {
-    let dir = open_directory();
+    let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("machines"), "real 1\n").unwrap();
     let refused = command(dir.path(), &["--sim"]).output().unwrap();
     assert!(!refused.status.success());
     assert_eq!(fs::read_to_string(dir.path().join("machines")).unwrap(), "real 1\n");
+}
+
+#[tokio::test]
+async fn a_guest_keeps_its_disk_and_its_bytes_over_a_sigkill_and_over_a_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut first = Dev::start(dir.path(), &[]);
+    let instance = first.instances()[0].to_owned();
+    let made = first.client().ok("CreateVolume", &[("AvailabilityZone", "us-east-1a"), ("Size", "1")]).await;
+    let volume = made.text("volumeId");
+    let attach = [("VolumeId", &*volume), ("InstanceId", &*instance), ("Device", "/dev/sdf")];
+    let deadline = Instant::now() + PATIENCE;
+    while first.client().call("AttachVolume", &attach).await.status != 200 {
+        assert!(Instant::now() < deadline, "the volume does not become available");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    first.attachment_becomes(&volume, Some("attached")).await;
+    let find = format!("disk {} 40", volume.replace("vol-", "vol"));
+    let disk = in_guest(dir.path(), &find).await;
+    in_guest(dir.path(), &format!("dd if=/dev/urandom of={disk} bs=65536 count=32 oflag=direct")).await;
+    let read = format!("md5 $({find}) 2097152");
+    let bytes = in_guest(dir.path(), &read).await;
+
+    // Killed together with its tgtd, while the guest goes on: the export comes back under the guest's feet.
+    let (guest, tgtd) = (pid(dir.path(), "vm-1"), pid(dir.path(), "tgtd"));
+    first.signal(Signal::KILL);
+    kill_process(Pid::from_raw(i32::try_from(tgtd).unwrap()).unwrap(), Signal::KILL).unwrap();
+    let mut second = Dev::start(dir.path(), &[]);
+    assert_eq!((second.instances()[0], pid(dir.path(), "vm-1")), (&*instance, guest));
+    assert_ne!(pid(dir.path(), "tgtd"), tgtd);
+    assert_eq!(in_guest(dir.path(), &read).await, bytes);
+
+    // Stopped, and the guest with it: the next one is the same instance and gets its disk back.
+    assert!(second.signal(Signal::TERM).success());
+    assert!(!is_running(guest));
+    let third = Dev::start(dir.path(), &[]);
+    assert_eq!(third.instances(), [&*instance]);
+    third.attachment_becomes(&volume, Some("attached")).await;
+    assert_eq!(in_guest(dir.path(), &read).await, bytes);
+    third.client().ok("DetachVolume", &[("VolumeId", &volume)]).await;
+    third.attachment_becomes(&volume, None).await;
+    third.client().ok("DeleteVolume", &[("VolumeId", &volume)]).await;
 }
