@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use hyper::StatusCode;
 use hyper::header::{ALLOW, HeaderValue};
-use hyper::{Method, StatusCode};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -120,7 +120,6 @@ impl Handler for Front {
         match request.path() {
             "/healthz" => plain(StatusCode::OK, "ok"),
             "/readyz" => self.ready().await,
-            _ if !matches!(request.method, Method::GET | Method::POST) => wrong_method(&request.id),
             _ => {
                 let signed = sigv4::Request {
                     method: request.method.as_str(),
@@ -163,16 +162,14 @@ impl Front {
     }
 }
 
-fn wrong_method(id: &str) -> Response {
-    let error = ApiError { status: 405, ..ApiError::new("MethodNotAllowed", "Requests are made by GET or POST.") };
-    let mut response = xml(error.status, error.render(id));
-    response.headers.insert(ALLOW, HeaderValue::from_static("GET, POST"));
-    response
-}
-
 fn xml(status: u16, body: String) -> Response {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    Response::new(status, "text/xml;charset=UTF-8", body)
+    let mut response = Response::new(status, "text/xml;charset=UTF-8", body);
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        // RFC 9110, section 15.5.6: it must be told.
+        response.headers.insert(ALLOW, HeaderValue::from_static("GET, POST"));
+    }
+    response
 }
 
 fn plain(status: StatusCode, text: &'static str) -> Response {
