@@ -1,4 +1,4 @@
-//! AttachVolume to a running guest (file, tgt, QEMU), from the call until a describe shows `attached`, beside the bare
+//! `AttachVolume` to a running guest (file, tgt, QEMU), from the call until a describe shows `attached`, beside the bare
 //! commands that make the same disk appear.
 //!
 //! vbs works on the tgtd and the guest of a `vbs dev`; the bare commands have a tgtd and a guest of their own.
@@ -166,7 +166,7 @@ impl Bare {
 
     async fn stop(&self) -> Result<()> {
         self.children.stop(&self.guest.name, Signal::TERM, Duration::from_secs(5)).await?;
-        Ok(self.tgtd.stop().await?)
+        Ok(tgtd::stop(self.dir.path(), &self.children).await?)
     }
 }
 

@@ -1,4 +1,4 @@
-//! CreateVolume: how many volumes are accepted a second, each a commit on disk, while the workers make them.
+//! `CreateVolume`: how many volumes are accepted a second, each a commit on disk, while the workers make them.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! DescribeVolumes of one id: the request that clients poll with.
+//! `DescribeVolumes` of one id: the request that clients poll with.
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -26,6 +26,7 @@ pub const VOLUMES: i64 = 100_000;
 /// The data and the database, for as long as the measurements last.
 pub struct World {
     dir: TempDir,
+    children: Children,
     postgres: Postgres,
 }
 
@@ -45,7 +46,7 @@ impl World {
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755))?;
         let children = Children::open(dir.path())?;
         let postgres = postgres::start(dir.path(), &children, &[]).await?;
-        Ok(Self { dir, postgres })
+        Ok(Self { dir, children, postgres })
     }
 
     /// What to connect to.
@@ -93,7 +94,7 @@ impl World {
 
     /// Ends the Postgres, whoever is connected.
     pub async fn stop(self) -> Result<()> {
-        Ok(self.postgres.stop().await?)
+        Ok(postgres::stop(self.dir.path(), &self.children).await?)
     }
 
     fn write_config(&self, address: SocketAddr) -> Result<PathBuf> {
