@@ -130,7 +130,8 @@ impl World {
             'available' FROM generate_series(1, $2::bigint) n";
         client.execute(insert, &[&ACCOUNT, &VOLUMES]).await?;
         // So that neither happens by itself while something is measured.
-        client.batch_execute("VACUUM ANALYZE volumes; CHECKPOINT").await?;
+        client.batch_execute("VACUUM ANALYZE volumes").await?;
+        client.batch_execute("CHECKPOINT").await?;
         Ok(())
     }
 
