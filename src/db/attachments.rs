@@ -55,6 +55,8 @@ pub struct Ends {
     pub vmm_node: String,
     /// The machine, by the name that the node itself uses.
     pub machine: String,
+    /// Tells it from another machine of that name.
+    pub machine_uuid: String,
     /// The machine's state.
     pub instance_state: InstanceState,
 }
@@ -62,8 +64,8 @@ pub struct Ends {
 /// An attachment with its two ends.
 pub type Located = (Attachment, Ends);
 
-const ENDS: (volumes::node, instances::node, instances::machine, instances::state) =
-    (volumes::node, instances::node, instances::machine, instances::state);
+const ENDS: (volumes::node, instances::node, instances::machine, instances::machine_uuid, instances::state) =
+    (volumes::node, instances::node, instances::machine, instances::machine_uuid, instances::state);
 
 /// The attachment, whatever its state, with its two ends.
 pub async fn find(conn: &mut Conn, id: Uuid) -> Result<Option<Located>> {

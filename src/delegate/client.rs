@@ -24,10 +24,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::wire::{self, Call, DetachSpec, PauseSpec};
+use super::wire::{self, Call, DetachSpec};
 use super::{
-    ConnectSpec, DelegateError, Detach, DiskSpec, ExportSpec, Generation, Pause, Portal, Result, SnapshotMethod,
-    SnapshotReport, SnapshotSpec, StorageObservation, VmmDelegate, VmmObservation, VolumeDelegate, VolumeSpec,
+    ConnectSpec, DelegateError, Detach, DiskSpec, ExportSpec, Generation, Pause, PauseSpec, Portal, Result,
+    SnapshotMethod, SnapshotReport, SnapshotSpec, StorageObservation, VmmDelegate, VmmObservation, VolumeDelegate,
+    VolumeSpec,
 };
 use crate::config::{ConfigError, Remote};
 use crate::ids::VolumeId;
@@ -269,11 +270,11 @@ impl VmmDelegate for Client {
         self.ensure("ensure_detached", SHORT, generation, DetachSpec { disk: spec.clone(), force }).await
     }
 
-    async fn ensure_paused(&self, generation: Generation, spec: &DiskSpec, seconds: u32) -> Result<()> {
-        self.ensure("ensure_paused", SHORT, generation, PauseSpec { disk: spec.clone(), seconds }).await
+    async fn ensure_paused(&self, generation: Generation, spec: &PauseSpec) -> Result<()> {
+        self.ensure("ensure_paused", SHORT, generation, spec).await
     }
 
-    async fn ensure_resumed(&self, generation: Generation, spec: &DiskSpec) -> Result<Pause> {
+    async fn ensure_resumed(&self, generation: Generation, spec: &PauseSpec) -> Result<Pause> {
         self.ensure("ensure_resumed", SHORT, generation, spec).await
     }
 

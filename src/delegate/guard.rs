@@ -9,8 +9,8 @@
 //!
 //! Workflows on one volume and on its snapshots are leased apart, and so they are fenced apart: a snapshot's verbs under the
 //! snapshot's id. A snapshot locks its volume too: while it copies, the volume must not be exported to a new writer. Pauses
-//! are not fenced: several snapshots may pause one volume's guest, each under a generation of its own, and a ghost that
-//! resumes a guest too soon is found out, since the pause then counts as broken.
+//! are not fenced here: several snapshots may pause one volume's guest, each under a generation of its own, and the driver
+//! itself keeps the newest generation of each.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -23,8 +23,9 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::fence::Fence;
 use super::{
-    ConnectSpec, DelegateError, Detach, DiskSpec, ExportSpec, Generation, Pause, Portal, Result, SnapshotMethod,
-    SnapshotReport, SnapshotSpec, StorageObservation, VmmDelegate, VmmObservation, VolumeDelegate, VolumeSpec,
+    ConnectSpec, DelegateError, Detach, DiskSpec, ExportSpec, Generation, Pause, PauseSpec, Portal, Result,
+    SnapshotMethod, SnapshotReport, SnapshotSpec, StorageObservation, VmmDelegate, VmmObservation, VolumeDelegate,
+    VolumeSpec,
 };
 use crate::ids::VolumeId;
 
@@ -183,13 +184,13 @@ impl<D: VmmDelegate + ?Sized + 'static> VmmDelegate for Guarded<D> {
         self.guarded(Some(generation), &[spec.volume.as_str()], call).await
     }
 
-    async fn ensure_paused(&self, generation: Generation, spec: &DiskSpec, seconds: u32) -> Result<()> {
+    async fn ensure_paused(&self, generation: Generation, spec: &PauseSpec) -> Result<()> {
         let own = spec.clone();
-        let call = |inner: Arc<D>| async move { inner.ensure_paused(generation, &own, seconds).await };
+        let call = |inner: Arc<D>| async move { inner.ensure_paused(generation, &own).await };
         self.guarded(None, &[&pause_name(spec)], call).await
     }
 
-    async fn ensure_resumed(&self, generation: Generation, spec: &DiskSpec) -> Result<Pause> {
+    async fn ensure_resumed(&self, generation: Generation, spec: &PauseSpec) -> Result<Pause> {
         let own = spec.clone();
         let call = |inner: Arc<D>| async move { inner.ensure_resumed(generation, &own).await };
         self.guarded(None, &[&pause_name(spec)], call).await
@@ -200,8 +201,8 @@ impl<D: VmmDelegate + ?Sized + 'static> VmmDelegate for Guarded<D> {
     }
 }
 
-fn pause_name(spec: &DiskSpec) -> String {
-    format!("pause-{}", spec.volume)
+fn pause_name(spec: &PauseSpec) -> String {
+    format!("pause-{}", spec.disk.volume)
 }
 
 #[cfg(test)]

@@ -103,6 +103,15 @@ pub struct Portal {
     pub address: String,
 }
 
+/// A machine that is meant, and no other. A name alone may be another machine's by now, and that one another tenant's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineRef {
+    /// The name that the node itself uses.
+    pub name: String,
+    /// See [`ObservedMachine::uuid`].
+    pub uuid: String,
+}
+
 /// A connection as a hypervisor node shall have it: logged in to the export, not yet given to a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConnectSpec {
@@ -110,8 +119,8 @@ pub struct ConnectSpec {
     pub export: ExportSpec,
     /// Where.
     pub portal: Portal,
-    /// The machine it is for, by the name that the node itself uses. (QEMU's initiator lives inside the machine.)
-    pub machine: String,
+    /// The machine it is for. (QEMU's initiator lives inside the machine.)
+    pub machine: MachineRef,
 }
 
 /// A disk in a machine.
@@ -121,10 +130,21 @@ pub struct DiskSpec {
     pub volume: VolumeId,
     /// The target it is reached through.
     pub iqn: String,
-    /// The machine, by the name that the node itself uses.
-    pub machine: String,
+    /// The machine.
+    pub machine: MachineRef,
     /// The device name that the caller asked for, such as `/dev/sdf`; a hypervisor without names ignores it.
     pub device: String,
+}
+
+/// A pause of a machine's I/O. Each snapshot has its own for each disk that its volume is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PauseSpec {
+    /// The disk; the machine that has it rests.
+    pub disk: DiskSpec,
+    /// What it is paused for.
+    pub snapshot: SnapshotId,
+    /// How long the pause lasts at most, in seconds from the call on; without a meaning when it is to end.
+    pub seconds: u32,
 }
 
 /// How a detach stands.
@@ -143,8 +163,8 @@ pub enum Detach {
 pub enum Pause {
     /// It held from the call that began it until now.
     Held,
-    /// It ended before its time (it ran out, the machine or the node was restarted): what was copied under it is worth
-    /// nothing.
+    /// It ended before its time (it ran out, the machine or the node was restarted), or was another caller's: what was
+    /// copied under it is worth nothing.
     Broken,
 }
 
@@ -303,6 +323,9 @@ pub trait VolumeDelegate: Send + Sync {
 }
 
 /// A hypervisor node: initiator and machines.
+///
+/// A machine that has the name and not the uuid that a call gives is not the one meant. What would give it something is
+/// refused (Fatal), and what would take something away has nothing to do: the machine that was meant took it along.
 #[async_trait]
 pub trait VmmDelegate: Send + Sync {
     /// The name of the initiator that logs in for this machine; what the export's access rule must allow.
@@ -322,11 +345,13 @@ pub trait VmmDelegate: Send + Sync {
     async fn ensure_detached(&self, generation: Generation, spec: &DiskSpec, force: bool) -> Result<Detach>;
 
     /// Rests the I/O of the machine that has this disk; when it returns, nothing is in flight. The pause ends by itself after
-    /// `seconds`, so that no crash of ours leaves a guest frozen.
-    async fn ensure_paused(&self, generation: Generation, spec: &DiskSpec, seconds: u32) -> Result<()>;
+    /// the time given, so that no crash of ours leaves a guest frozen. The same caller lengthens its pause by asking again; a
+    /// newer generation takes over the pause of an older one, as one that begins now, and an older one is refused (Stale).
+    async fn ensure_paused(&self, generation: Generation, spec: &PauseSpec) -> Result<()>;
 
-    /// Lets it go on, and tells whether the pause held all the time.
-    async fn ensure_resumed(&self, generation: Generation, spec: &DiskSpec) -> Result<Pause>;
+    /// Lets it go on, and tells whether the pause held from this generation's first call until now. A newer generation ends
+    /// the pause of an older one, an older one ends nothing; for either it is [`Pause::Broken`].
+    async fn ensure_resumed(&self, generation: Generation, spec: &PauseSpec) -> Result<Pause>;
 
     /// Reports what is there.
     async fn observe(&self) -> Result<VmmObservation>;

@@ -9,7 +9,7 @@ use hyper::{Method, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::wire::{self, Call, DetachSpec, PauseSpec};
+use super::wire::{self, Call, DetachSpec};
 use super::{DelegateError, Result, VmmDelegate, VolumeDelegate};
 use crate::config::{ConfigError, SecretSource};
 use crate::server::{Handler, Refusal, Request, Response};
@@ -97,8 +97,8 @@ impl VmmService {
                 written(node.ensure_detached(call.generation, &call.spec.disk, call.spec.force).await)
             }
             "ensure_paused" => {
-                let call: Call<PauseSpec> = read(body)?;
-                written(node.ensure_paused(call.generation, &call.spec.disk, call.spec.seconds).await)
+                let call: Call<_> = read(body)?;
+                written(node.ensure_paused(call.generation, &call.spec).await)
             }
             "ensure_resumed" => {
                 let call: Call<_> = read(body)?;

@@ -36,15 +36,6 @@ pub struct DetachSpec {
     pub force: bool,
 }
 
-/// The specification of `ensure_paused`.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct PauseSpec {
-    /// A disk of the machine.
-    pub disk: DiskSpec,
-    /// How long the pause lasts at most.
-    pub seconds: u32,
-}
-
 /// The status that goes with an error, for those who read logs; the client reads the body.
 pub fn status(error: &DelegateError) -> StatusCode {
     match error.kind {

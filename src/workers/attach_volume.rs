@@ -11,7 +11,9 @@ use uuid::Uuid;
 use super::engine::{OnFailure, Run, StepError, Workflow};
 use crate::db::attachments::{self, Attachment, Ends};
 use crate::db::{self, Conn, volumes, workflows};
-use crate::delegate::{ConnectSpec, Detach, DiskSpec, ExportSpec, Portal, Secret, VmmDelegate, VolumeDelegate};
+use crate::delegate::{
+    ConnectSpec, Detach, DiskSpec, ExportSpec, MachineRef, Portal, Secret, VmmDelegate, VolumeDelegate,
+};
 use crate::ids::VolumeId;
 use crate::state::{AttachmentState, VolumeState};
 
@@ -87,6 +89,11 @@ pub(super) async fn record_detached(conn: &mut Conn, attachment: Uuid, reason: O
     Ok(())
 }
 
+/// The machine at the one end.
+pub(super) fn machine(ends: &Ends) -> MachineRef {
+    MachineRef { name: ends.machine.clone(), uuid: ends.machine_uuid.clone() }
+}
+
 /// An attachment's way through its two nodes, both directions of it.
 pub(super) struct Way {
     row: Attachment,
@@ -113,7 +120,7 @@ impl Way {
         DiskSpec {
             volume: self.row.volume_id.clone(),
             iqn: self.row.iqn.clone(),
-            machine: self.ends.machine.clone(),
+            machine: machine(&self.ends),
             device: self.row.device.clone(),
         }
     }
@@ -139,7 +146,7 @@ impl Way {
     }
 
     pub(super) async fn connect(&self, run: &Run<'_>, portal: Portal) -> Result<(), StepError> {
-        let spec = ConnectSpec { export: self.export_spec(run)?, portal, machine: self.ends.machine.clone() };
+        let spec = ConnectSpec { export: self.export_spec(run)?, portal, machine: machine(&self.ends) };
         Ok(self.hypervisor(run)?.ensure_connected(run.generation, &spec).await?)
     }
 

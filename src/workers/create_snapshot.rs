@@ -10,10 +10,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::attach_volume;
 use super::engine::{OnFailure, Run, StepError, Workflow};
 use crate::db::attachments::{self, Located};
 use crate::db::{self, Conn, snapshots, workflows};
-use crate::delegate::{DiskSpec, Pause, Result as DelegateResult, SnapshotMethod, SnapshotReport, SnapshotSpec};
+use crate::delegate::{
+    DiskSpec, Pause, PauseSpec, Result as DelegateResult, SnapshotMethod, SnapshotReport, SnapshotSpec,
+};
 use crate::ids::{SnapshotId, VolumeId};
 use crate::state::SnapshotState;
 
@@ -62,7 +65,7 @@ impl Workflow for CreateSnapshot {
         let spec = SnapshotSpec { snapshot: row.id, volume: row.volume_id };
         match step {
             Step::Cut => {
-                resume_all(run, &spec.volume).await?;
+                resume_all(run, &spec).await?;
                 Ok(run.context.nodes.storage(&row.node)?.ensure_no_snapshot(run.generation, &spec).await?)
             }
         }
@@ -97,9 +100,9 @@ async fn cut(run: &Run<'_>, node: &str, spec: &SnapshotSpec) -> Result<SnapshotR
     // Of what an earlier try left nobody knows whether the guest rested.
     storage.ensure_no_snapshot(run.generation, spec).await?;
     let mut paused = Vec::new();
-    for disk in disks(run, &spec.volume).await? {
+    for disk in disks(run, spec).await? {
         let hypervisor = run.context.nodes.hypervisor(&disk.0)?;
-        hypervisor.ensure_paused(run.generation, &disk.1, PAUSE_S).await?;
+        hypervisor.ensure_paused(run.generation, &disk.1).await?;
         paused.push(disk);
     }
     let copied = while_paused(run, &paused, storage.ensure_snapshot(run.generation, spec)).await;
@@ -116,7 +119,7 @@ async fn cut(run: &Run<'_>, node: &str, spec: &SnapshotSpec) -> Result<SnapshotR
 /// Lengthens the pauses for as long as the copy takes.
 async fn while_paused(
     run: &Run<'_>,
-    paused: &[(String, DiskSpec)],
+    paused: &[(String, PauseSpec)],
     copy: impl Future<Output = DelegateResult<SnapshotReport>>,
 ) -> DelegateResult<SnapshotReport> {
     let lengthen = async {
@@ -124,7 +127,7 @@ async fn while_paused(
             tokio::time::sleep(Duration::from_secs(u64::from(PAUSE_S) / 3)).await;
             for (node, disk) in paused {
                 let hypervisor = run.context.nodes.hypervisor(node)?;
-                hypervisor.ensure_paused(run.generation, disk, PAUSE_S).await?;
+                hypervisor.ensure_paused(run.generation, disk).await?;
             }
         }
     };
@@ -134,20 +137,22 @@ async fn while_paused(
     }
 }
 
-async fn resume_all(run: &Run<'_>, volume: &VolumeId) -> Result<(), StepError> {
-    for (node, disk) in disks(run, volume).await? {
+/// Ends the pauses that earlier tries have left.
+async fn resume_all(run: &Run<'_>, spec: &SnapshotSpec) -> Result<(), StepError> {
+    for (node, disk) in disks(run, spec).await? {
         run.context.nodes.hypervisor(&node)?.ensure_resumed(run.generation, &disk).await?;
     }
     Ok(())
 }
 
-/// The disks that the volume is right now, each with the hypervisor node that has it.
-async fn disks(run: &Run<'_>, volume: &VolumeId) -> Result<Vec<(String, DiskSpec)>, StepError> {
-    let live = attachments::live_of_volume(&mut *run.conn().await?, volume).await?;
-    Ok(live.into_iter().map(disk).collect())
+/// The disks that the volume is right now, each with the hypervisor node that has it and as it is to be paused.
+async fn disks(run: &Run<'_>, spec: &SnapshotSpec) -> Result<Vec<(String, PauseSpec)>, StepError> {
+    let live = attachments::live_of_volume(&mut *run.conn().await?, &spec.volume).await?;
+    Ok(live.into_iter().map(|located| pause(located, &spec.snapshot)).collect())
 }
 
-fn disk((row, ends): Located) -> (String, DiskSpec) {
-    let spec = DiskSpec { volume: row.volume_id, iqn: row.iqn, machine: ends.machine, device: row.device };
-    (ends.vmm_node, spec)
+fn pause((row, ends): Located, snapshot: &SnapshotId) -> (String, PauseSpec) {
+    let machine = attach_volume::machine(&ends);
+    let disk = DiskSpec { volume: row.volume_id, iqn: row.iqn, machine, device: row.device };
+    (ends.vmm_node, PauseSpec { disk, snapshot: snapshot.clone(), seconds: PAUSE_S })
 }

@@ -119,7 +119,7 @@ fn plan(attached: &[Located], observed: &Observed, unwanted: BTreeSet<VolumeId>)
             .get(&ends.volume_node)
             .is_none_or(|report| report.exports.iter().any(|export| export.iqn == attachment.iqn && export.whole));
         let plugged = observed.hypervisors.get(&ends.vmm_node).is_none_or(|report| {
-            let machine = report.machines.iter().find(|machine| machine.name == ends.machine);
+            let machine = report.machines.iter().find(|machine| machine.uuid == ends.machine_uuid);
             machine.is_none_or(|machine| !machine.running || has_disk(machine, attachment))
         });
         if !exported || !plugged {

@@ -12,8 +12,8 @@ use vbs::delegate::server::{StorageService, VmmService};
 use vbs::delegate::sim::SimCloud;
 use vbs::delegate::volume::local::LocalStorage;
 use vbs::delegate::{
-    ConnectSpec, Detach, DiskSpec, ErrorKind, ExportSpec, Generation, ObservedDisk, Pause, Result, Secret,
-    SnapshotSpec, VmmDelegate, VolumeDelegate, VolumeSpec,
+    ConnectSpec, Detach, DiskSpec, ErrorKind, ExportSpec, Generation, MachineRef, ObservedDisk, ObservedMachine, Pause,
+    PauseSpec, Result, Secret, SnapshotSpec, VmmDelegate, VolumeDelegate, VolumeSpec,
 };
 use vbs::ids::{SnapshotId, VolumeId};
 use vbs::server::{self, Handler};
@@ -141,9 +141,57 @@ pub async fn storage_contract(storage: &dyn VolumeDelegate) {
     assert!(left.volumes.is_empty() && left.snapshots.is_empty() && left.exports.is_empty(), "{left:?}");
 }
 
-async fn disks(vmm: &dyn VmmDelegate, machine: &str) -> Vec<ObservedDisk> {
+async fn observed(vmm: &dyn VmmDelegate, machine: &str) -> ObservedMachine {
     let machines = vmm.observe().await.unwrap().machines;
-    machines.into_iter().find(|seen| seen.name == machine).expect("the machine is reported").disks
+    machines.into_iter().find(|seen| seen.name == machine).expect("the machine is reported")
+}
+
+async fn disks(vmm: &dyn VmmDelegate, machine: &str) -> Vec<ObservedDisk> {
+    observed(vmm, machine).await.disks
+}
+
+async fn a_machine_that_only_has_the_name_is_given_nothing(vmm: &dyn VmmDelegate, good: &ConnectSpec, disk: &DiskSpec) {
+    let before = disks(vmm, &disk.machine.name).await;
+    let machine = MachineRef { uuid: uuid::Uuid::new_v4().to_string(), ..disk.machine.clone() };
+    let connect = ConnectSpec { machine: machine.clone(), ..good.clone() };
+    let disk = DiskSpec { machine, ..disk.clone() };
+    let pause = pause(&disk);
+    assert_eq!(kind(vmm.ensure_connected(NOW, &connect).await), ErrorKind::Fatal);
+    assert_eq!(kind(vmm.ensure_attached(NOW, &disk).await), ErrorKind::Fatal);
+    assert_eq!(kind(vmm.ensure_paused(NOW, &pause).await), ErrorKind::Fatal);
+    assert_eq!(vmm.ensure_resumed(NOW, &pause).await.unwrap(), Pause::Broken);
+    assert_eq!(vmm.ensure_detached(NOW, &disk, true).await.unwrap(), Detach::Gone);
+    vmm.ensure_disconnected(NOW, &disk).await.unwrap();
+    let after = observed(vmm, &disk.machine.name).await;
+    assert_eq!((after.disks, after.paused), (before, false), "the other machine keeps what it has");
+}
+
+/// A pause of a disk for a snapshot.
+fn pause(disk: &DiskSpec) -> PauseSpec {
+    PauseSpec { disk: disk.clone(), snapshot: SnapshotId::generate(), seconds: 60 }
+}
+
+async fn a_pause_is_of_the_newest_generation_that_asked_for_it(vmm: &dyn VmmDelegate, disk: &DiskSpec) {
+    let pauses = || async { observed(vmm, &disk.machine.name).await.paused };
+    let (old, new, own) = (Generation(200), Generation(201), pause(disk));
+    // An undo, under the lease after that of the try which it undoes.
+    vmm.ensure_paused(old, &own).await.unwrap();
+    assert_eq!(vmm.ensure_resumed(new, &own).await.unwrap(), Pause::Broken);
+    assert!(!pauses().await, "the guest waits for a pause to run out that nobody needs");
+    // Another try.
+    for generation in [old, new] {
+        vmm.ensure_paused(generation, &own).await.unwrap();
+    }
+    assert_eq!(kind(vmm.ensure_paused(old, &own).await), ErrorKind::Stale);
+    assert_eq!(vmm.ensure_resumed(old, &own).await.unwrap(), Pause::Broken);
+    assert!(pauses().await, "a ghost ended the pause of its successor");
+    // Another snapshot of the same volume.
+    let other = pause(disk);
+    vmm.ensure_paused(old, &other).await.unwrap();
+    assert_eq!(vmm.ensure_resumed(new, &own).await.unwrap(), Pause::Held);
+    assert!(pauses().await);
+    assert_eq!(vmm.ensure_resumed(old, &other).await.unwrap(), Pause::Held);
+    assert!(!pauses().await);
 }
 
 /// All that a hypervisor delegate must do, on a running machine of it that has no disks of ours, with a storage node it can
@@ -152,19 +200,17 @@ pub async fn vmm_contract(storage: &dyn VolumeDelegate, vmm: &dyn VmmDelegate, m
     let initiator = vmm.initiator_iqn(machine).await.unwrap();
     let volume = new_volume(storage, 2 * MIB).await;
     let export = export(&volume, &initiator, 1);
-    let disk = DiskSpec {
-        volume: volume.clone(),
-        iqn: export.iqn.clone(),
-        machine: machine.into(),
-        device: "/dev/sdf".into(),
-    };
+    let uuid = observed(vmm, machine).await.uuid;
+    let meant = MachineRef { name: machine.into(), uuid };
+    let disk =
+        DiskSpec { volume: volume.clone(), iqn: export.iqn.clone(), machine: meant.clone(), device: "/dev/sdf".into() };
     // Undoing what was never done is success.
     assert_eq!(vmm.ensure_detached(NOW, &disk, false).await.unwrap(), Detach::Gone);
     vmm.ensure_disconnected(NOW, &disk).await.unwrap();
     assert_eq!(kind(vmm.ensure_attached(NOW, &disk).await), ErrorKind::Retry, "nothing to attach yet");
 
     let portal = storage.ensure_exported(NOW, &export).await.unwrap();
-    let good = ConnectSpec { export: export.clone(), portal, machine: machine.into() };
+    let good = ConnectSpec { export: export.clone(), portal, machine: meant.clone() };
     let mut bad = good.clone();
     bad.export.chap_secret = Secret("another-secret".into());
     assert_eq!(kind(vmm.ensure_connected(NOW, &bad).await), ErrorKind::Retry, "a wrong secret");
@@ -184,15 +230,18 @@ pub async fn vmm_contract(storage: &dyn VolumeDelegate, vmm: &dyn VmmDelegate, m
     assert_eq!(disks(vmm, machine).await, [seen(true)]);
     assert_eq!(kind(vmm.ensure_disconnected(NOW, &disk).await), ErrorKind::Retry, "a device is there");
 
-    assert_eq!(vmm.ensure_resumed(NOW, &disk).await.unwrap(), Pause::Broken, "there was none");
+    a_machine_that_only_has_the_name_is_given_nothing(vmm, &good, &disk).await;
+
+    let rest = pause(&disk);
+    assert_eq!(vmm.ensure_resumed(NOW, &rest).await.unwrap(), Pause::Broken, "there was none");
     for _ in 0..2 {
-        vmm.ensure_paused(NOW, &disk, 60).await.unwrap();
+        vmm.ensure_paused(NOW, &rest).await.unwrap();
     }
-    assert!(
-        vmm.observe().await.unwrap().machines.iter().any(|seen| seen.name == machine && seen.paused && seen.running)
-    );
-    assert_eq!(vmm.ensure_resumed(NOW, &disk).await.unwrap(), Pause::Held);
-    assert!(vmm.observe().await.unwrap().machines.iter().all(|seen| !seen.paused));
+    let seen = observed(vmm, machine).await;
+    assert!(seen.paused && seen.running);
+    assert_eq!(vmm.ensure_resumed(NOW, &rest).await.unwrap(), Pause::Held);
+    assert!(!observed(vmm, machine).await.paused);
+    a_pause_is_of_the_newest_generation_that_asked_for_it(vmm, &disk).await;
 
     assert_eq!(kind(vmm.ensure_detached(Generation(99), &disk, true).await), ErrorKind::Stale);
     while vmm.ensure_detached(NOW, &disk, false).await.unwrap() == Detach::Busy {}

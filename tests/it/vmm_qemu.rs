@@ -14,13 +14,13 @@ use vbs::config;
 use vbs::delegate::vmm::qemu::Qemu;
 use vbs::delegate::vmm::qmp::Qmp;
 use vbs::delegate::{
-    ConnectSpec, Detach, DiskSpec, ErrorKind, ExportSpec, Generation, ObservedMachine, Pause, Portal, Secret,
-    VmmDelegate,
+    ConnectSpec, Detach, DiskSpec, ErrorKind, ExportSpec, Generation, MachineRef, ObservedMachine, Pause, PauseSpec,
+    Portal, Secret, VmmDelegate,
 };
 use vbs::dev::console;
 use vbs::dev::guest_image::{self, GuestImage};
 use vbs::dev::guests::{Guest, PROGRAM};
-use vbs::ids::VolumeId;
+use vbs::ids::{SnapshotId, VolumeId};
 
 const MACHINE: &str = "vm-1";
 const SIZE: u64 = 64 << 20;
@@ -176,22 +176,40 @@ impl Lab {
 
     fn connect_spec(&self, export: &ExportSpec) -> ConnectSpec {
         let portal = Portal { address: self.target.portal.to_string() };
-        ConnectSpec { export: export.clone(), portal, machine: MACHINE.into() }
+        ConnectSpec { export: export.clone(), portal, machine: self.machine() }
+    }
+
+    fn machine(&self) -> MachineRef {
+        MachineRef { name: MACHINE.into(), uuid: self.guest.uuid.clone() }
+    }
+
+    fn disk(&self, export: &ExportSpec) -> DiskSpec {
+        DiskSpec {
+            volume: export.volume.clone(),
+            iqn: export.iqn.clone(),
+            machine: self.machine(),
+            device: "/dev/sdf".into(),
+        }
+    }
+
+    /// A pause of a minute for a snapshot.
+    fn pause(&self, export: &ExportSpec) -> PauseSpec {
+        PauseSpec { disk: self.disk(export), snapshot: SnapshotId::generate(), seconds: 60 }
     }
 
     /// Connects and attaches, and returns the guest's name of the disk.
     async fn attach(&self, export: &ExportSpec) -> String {
         self.qemu.ensure_connected(GENERATION, &self.connect_spec(export)).await.unwrap();
-        self.qemu.ensure_attached(GENERATION, &disk(export)).await.unwrap();
+        self.qemu.ensure_attached(GENERATION, &self.disk(export)).await.unwrap();
         self.guest_runs(&format!("disk {}", export.volume.serial())).await
     }
 
     async fn detach(&self, export: &ExportSpec) -> Detach {
-        self.qemu.ensure_detached(GENERATION, &disk(export), false).await.unwrap()
+        self.qemu.ensure_detached(GENERATION, &self.disk(export), false).await.unwrap()
     }
 
     async fn disconnect(&self, export: &ExportSpec, tid: &str) {
-        self.qemu.ensure_disconnected(GENERATION, &disk(export)).await.unwrap();
+        self.qemu.ensure_disconnected(GENERATION, &self.disk(export)).await.unwrap();
         self.target.becomes_free(tid);
     }
 }
@@ -205,15 +223,6 @@ fn boot(guest: &Guest, image: &GuestImage) -> Process {
 fn driver_config(dir: &Path) -> config::Vmm {
     let qemu = config::Qemu { qmp_dir: dir.join("qmp"), iqn_prefix: "iqn.2026-01.test.vbs".into(), detach_wait_s: 3 };
     config::Vmm { data_dir: dir.join("vmm"), qemu }
-}
-
-fn disk(export: &ExportSpec) -> DiskSpec {
-    DiskSpec {
-        volume: export.volume.clone(),
-        iqn: export.iqn.clone(),
-        machine: MACHINE.into(),
-        device: "/dev/sdf".into(),
-    }
 }
 
 fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
@@ -258,9 +267,9 @@ async fn a_disk_comes_is_written_to_and_goes(lab: &Lab) {
     let disks = lab.observed().await.disks;
     assert_eq!((disks.len(), &disks[0].iqn, disks[0].attached), (1, &export.iqn, true));
 
-    let refused = lab.qemu.ensure_disconnected(GENERATION, &disk(&export)).await.unwrap_err();
+    let refused = lab.qemu.ensure_disconnected(GENERATION, &lab.disk(&export)).await.unwrap_err();
     assert_eq!(refused.kind, ErrorKind::Retry);
-    let another = DiskSpec { iqn: "iqn.2026-01.test.vbs:another".into(), ..disk(&export) };
+    let another = DiskSpec { iqn: "iqn.2026-01.test.vbs:another".into(), ..lab.disk(&export) };
     assert_eq!(lab.qemu.ensure_detached(GENERATION, &another, true).await.unwrap(), Detach::Gone);
     lab.qemu.ensure_disconnected(GENERATION, &another).await.unwrap();
     assert!(lab.observed().await.disks[0].attached, "the end of another attachment is not this one's");
@@ -291,7 +300,9 @@ async fn a_wrong_secret_leaves_nothing_behind(lab: &Lab) {
 async fn pauses_hold_break_and_add_up(lab: &mut Lab) {
     let volumes = [Volume::new(lab.dir.path()), Volume::new(lab.dir.path())];
     let exports = [lab.target.export(&volumes[0], "3"), lab.target.export(&volumes[1], "4")];
-    let (one, two) = (disk(&exports[0]), disk(&exports[1]));
+    // Two snapshots of one volume and one of another.
+    let [one, two, three] = [&exports[0], &exports[1], &exports[0]].map(|export| lab.pause(export));
+    let for_seconds = |seconds| PauseSpec { seconds, ..one.clone() };
     let device = lab.attach(&exports[0]).await;
     lab.attach(&exports[1]).await;
     lab.guest_runs(&format!("start-writer {device}")).await;
@@ -299,13 +310,13 @@ async fn pauses_hold_break_and_add_up(lab: &mut Lab) {
 
     // Held: not a byte changes, for as long as anybody holds it, also after it is lengthened.
     let later = Generation(2);
-    for (generation, disk) in [(GENERATION, &one), (GENERATION, &two), (later, &one), (GENERATION, &one)] {
-        lab.qemu.ensure_paused(generation, disk, 60).await.unwrap();
+    for (generation, pause) in [(GENERATION, &one), (GENERATION, &two), (later, &three), (GENERATION, &one)] {
+        lab.qemu.ensure_paused(generation, pause).await.unwrap();
     }
     assert!(lab.observed().await.paused);
     let before = volumes[0].bytes();
-    for (generation, disk) in [(GENERATION, &two), (later, &one)] {
-        assert_eq!(lab.qemu.ensure_resumed(generation, disk).await.unwrap(), Pause::Held);
+    for (generation, pause) in [(GENERATION, &two), (later, &three)] {
+        assert_eq!(lab.qemu.ensure_resumed(generation, pause).await.unwrap(), Pause::Held);
         assert!(lab.machine_rests().await, "not all pauses are over");
     }
     assert!(volumes[0].bytes() == before);
@@ -314,21 +325,21 @@ async fn pauses_hold_break_and_add_up(lab: &mut Lab) {
     wait_for("the writer to go on", || volumes[0].bytes() != before);
 
     // Broken: it runs out, or somebody else ends it. The caller is told, however it asks.
-    lab.qemu.ensure_paused(GENERATION, &one, 1).await.unwrap();
+    lab.qemu.ensure_paused(GENERATION, &for_seconds(1)).await.unwrap();
     while lab.machine_rests().await {}
     assert_eq!(lab.qemu.ensure_resumed(GENERATION, &one).await.unwrap(), Pause::Broken);
-    lab.qemu.ensure_paused(GENERATION, &one, 1).await.unwrap();
+    lab.qemu.ensure_paused(GENERATION, &for_seconds(1)).await.unwrap();
     while lab.machine_rests().await {}
-    assert_eq!(lab.qemu.ensure_paused(GENERATION, &one, 60).await.unwrap_err().kind, ErrorKind::Retry);
+    assert_eq!(lab.qemu.ensure_paused(GENERATION, &one).await.unwrap_err().kind, ErrorKind::Retry);
     assert!(!lab.machine_rests().await);
     for lengthens in [false, true] {
-        lab.qemu.ensure_paused(GENERATION, &one, 60).await.unwrap();
+        lab.qemu.ensure_paused(GENERATION, &one).await.unwrap();
         let before = volumes[0].bytes();
         lab.monitor("cont").await;
         wait_for("the writer to go on", || volumes[0].bytes() != before);
         lab.monitor("stop").await;
         if lengthens {
-            assert_eq!(lab.qemu.ensure_paused(GENERATION, &one, 60).await.unwrap_err().kind, ErrorKind::Retry);
+            assert_eq!(lab.qemu.ensure_paused(GENERATION, &one).await.unwrap_err().kind, ErrorKind::Retry);
         } else {
             assert_eq!(lab.qemu.ensure_resumed(GENERATION, &one).await.unwrap(), Pause::Broken);
         }
@@ -338,18 +349,18 @@ async fn pauses_hold_break_and_add_up(lab: &mut Lab) {
 
     // A machine that the operator has paused stays paused.
     lab.monitor("stop").await;
-    lab.qemu.ensure_paused(GENERATION, &one, 60).await.unwrap();
+    lab.qemu.ensure_paused(GENERATION, &one).await.unwrap();
     assert_eq!(lab.qemu.ensure_resumed(GENERATION, &one).await.unwrap(), Pause::Held);
     assert!(lab.machine_rests().await);
     lab.monitor("cont").await;
 
     // The next life of the delegate ends the pauses of the last, and their callers are told.
-    lab.qemu.ensure_paused(GENERATION, &one, 600).await.unwrap();
-    lab.qemu.ensure_paused(later, &one, 600).await.unwrap();
+    lab.qemu.ensure_paused(GENERATION, &for_seconds(600)).await.unwrap();
+    lab.qemu.ensure_paused(later, &three).await.unwrap();
     lab.qemu = Qemu::start(&driver_config(lab.dir.path())).await.unwrap();
     while lab.machine_rests().await {}
-    assert_eq!(lab.qemu.ensure_paused(GENERATION, &one, 60).await.unwrap_err().kind, ErrorKind::Retry);
-    assert_eq!(lab.qemu.ensure_resumed(later, &one).await.unwrap(), Pause::Broken);
+    assert_eq!(lab.qemu.ensure_paused(GENERATION, &one).await.unwrap_err().kind, ErrorKind::Retry);
+    assert_eq!(lab.qemu.ensure_resumed(later, &three).await.unwrap(), Pause::Broken);
 
     lab.guest_runs("stop-writer").await;
     for (export, tid) in exports.iter().zip(["3", "4"]) {
@@ -368,7 +379,7 @@ async fn a_guest_that_holds_on_is_busy_until_force_cuts_it_off(lab: &Lab) {
     assert!(lab.observed().await.disks[0].attached);
 
     for _ in 0..2 {
-        assert_eq!(lab.qemu.ensure_detached(GENERATION, &disk(&first), true).await.unwrap(), Detach::Gone);
+        assert_eq!(lab.qemu.ensure_detached(GENERATION, &lab.disk(&first), true).await.unwrap(), Detach::Gone);
     }
     assert!(!lab.observed().await.disks[0].attached);
     lab.disconnect(&first, "5").await;
@@ -377,10 +388,10 @@ async fn a_guest_that_holds_on_is_busy_until_force_cuts_it_off(lab: &Lab) {
     // The dead device is still in the guest, so the volume cannot come back to it, until the guest lets go.
     let second = lab.target.export(&volume, "6");
     lab.qemu.ensure_connected(GENERATION, &lab.connect_spec(&second)).await.unwrap();
-    let refused = lab.qemu.ensure_attached(GENERATION, &disk(&second)).await.unwrap_err();
+    let refused = lab.qemu.ensure_attached(GENERATION, &lab.disk(&second)).await.unwrap_err();
     assert_eq!(refused.kind, ErrorKind::Retry);
     lab.monitor("cont").await;
-    while lab.qemu.ensure_attached(GENERATION, &disk(&second)).await.is_err() {}
+    while lab.qemu.ensure_attached(GENERATION, &lab.disk(&second)).await.is_err() {}
     let device = lab.attach(&second).await;
     lab.guest_runs(&format!("write-numbered {device} 1 7")).await;
     assert_eq!(volume.block(7), Some(7));
@@ -394,7 +405,7 @@ async fn force_stops_a_guest_in_the_middle_of_writing(lab: &Lab) {
     let device = lab.attach(&export).await;
     lab.guest_runs(&format!("start-writer {device}")).await;
     wait_for("the writer", || volume.block(10).is_some());
-    assert_eq!(lab.qemu.ensure_detached(GENERATION, &disk(&export), true).await.unwrap(), Detach::Gone);
+    assert_eq!(lab.qemu.ensure_detached(GENERATION, &lab.disk(&export), true).await.unwrap(), Detach::Gone);
     lab.disconnect(&export, "7").await;
     let after = volume.bytes();
     lab.guest_runs("stop-writer").await;
@@ -404,6 +415,7 @@ async fn force_stops_a_guest_in_the_middle_of_writing(lab: &Lab) {
 async fn a_target_that_comes_back_frees_a_machine_that_waits_for_it(lab: &mut Lab) {
     let volume = Volume::new(lab.dir.path());
     let export = lab.target.export(&volume, "8");
+    let pause = lab.pause(&export);
     let device = lab.attach(&export).await;
     lab.guest_runs(&format!("start-writer {device}")).await;
     wait_for("the writer", || volume.block(10).is_some());
@@ -412,14 +424,14 @@ async fn a_target_that_comes_back_frees_a_machine_that_waits_for_it(lab: &mut La
     // machine hangs.
     lab.target.crash();
     lab.target.process = Target::spawn(&lab.target.dir, lab.target.portal);
-    let silent = lab.qemu.ensure_paused(GENERATION, &disk(&export), 60).await.unwrap_err();
+    let silent = lab.qemu.ensure_paused(GENERATION, &pause).await.unwrap_err();
     assert_eq!(silent.kind, ErrorKind::Retry, "{silent}");
     let before = volume.bytes();
     lab.target.export(&volume, "8");
     wait_for("the writer to go on", || volume.bytes() != before);
-    lab.qemu.ensure_paused(GENERATION, &disk(&export), 60).await.unwrap();
+    lab.qemu.ensure_paused(GENERATION, &pause).await.unwrap();
     let before = volume.bytes();
-    assert_eq!(lab.qemu.ensure_resumed(GENERATION, &disk(&export)).await.unwrap(), Pause::Held);
+    assert_eq!(lab.qemu.ensure_resumed(GENERATION, &pause).await.unwrap(), Pause::Held);
     wait_for("the writer to go on", || volume.bytes() != before);
     lab.guest_runs("stop-writer").await;
     assert_eq!(lab.detach(&export).await, Detach::Gone);
@@ -429,27 +441,28 @@ async fn a_target_that_comes_back_frees_a_machine_that_waits_for_it(lab: &mut La
 async fn a_machine_that_hangs_is_not_a_machine_that_is_gone(lab: &mut Lab) {
     let volume = Volume::new(lab.dir.path());
     let export = lab.target.export(&volume, "9");
+    let pause = lab.pause(&export);
     lab.attach(&export).await;
     let known = lab.observed().await;
 
     // A target that is away: whatever would wait for it is not begun, and the machine runs on.
     lab.target.crash();
-    let away = lab.qemu.ensure_detached(GENERATION, &disk(&export), true).await.unwrap_err();
+    let away = lab.qemu.ensure_detached(GENERATION, &lab.disk(&export), true).await.unwrap_err();
     assert_eq!(away.kind, ErrorKind::Retry);
-    let away = lab.qemu.ensure_paused(GENERATION, &disk(&export), 60).await.unwrap_err();
+    let away = lab.qemu.ensure_paused(GENERATION, &pause).await.unwrap_err();
     assert_eq!(away.kind, ErrorKind::Retry);
     assert!(!lab.machine_rests().await);
 
     let pid = rustix::process::Pid::from_child(&lab.qemu_process.0);
     rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
     assert_eq!(lab.observed().await, known);
-    let silent = lab.qemu.ensure_detached(GENERATION, &disk(&export), true).await.unwrap_err();
+    let silent = lab.qemu.ensure_detached(GENERATION, &lab.disk(&export), true).await.unwrap_err();
     assert_eq!(silent.kind, ErrorKind::Retry);
 
     lab.qemu_process.0.kill().unwrap();
     lab.qemu_process.0.wait().unwrap();
     assert_eq!(lab.detach(&export).await, Detach::Gone);
-    lab.qemu.ensure_disconnected(GENERATION, &disk(&export)).await.unwrap();
+    lab.qemu.ensure_disconnected(GENERATION, &lab.disk(&export)).await.unwrap();
     let gone = lab.observed().await;
     assert_eq!((gone.running, gone.uuid, gone.disks), (false, known.uuid, vec![]));
 }

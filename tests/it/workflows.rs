@@ -72,6 +72,51 @@ async fn a_snapshot_that_fails_for_good_is_in_error_and_the_guest_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_is_given_up_leaves_no_guest_standing_still() {
+    let cloud = Cloud::start().await;
+    let volume = cloud.volume().await;
+    let id = VolumeId::parse(&volume).unwrap();
+    cloud.attach(&volume, &cloud.instances().await[0], "/dev/sdf").await;
+    cloud.sim.push_fault(Fault::once("ensure_resumed", FaultKind::FailBefore(ErrorKind::Fatal)));
+    let snapshot = cloud.client.ok("CreateSnapshot", &[("VolumeId", &volume)]).await.text("snapshotId");
+    cloud.snapshot_becomes(&snapshot, "error").await;
+    assert!(cloud.sim.guest_writes("vm-1", &id).is_some(), "the undo did not end the pause of the try before it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_takes_the_name_of_another_gets_none_of_its_disks() {
+    let cloud = Cloud::start_with(IMPATIENT).await;
+    let (volume, late) = (cloud.volume().await, cloud.volume().await);
+    let instance = &cloud.instances().await[0];
+    cloud.attach(&volume, instance, "/dev/sdf").await;
+    // One that is under way when the machine goes.
+    let slow = FaultKind::Hang(std::time::Duration::from_millis(500));
+    cloud.sim.push_fault(Fault::once("ensure_connected", slow));
+    let parameters = [("VolumeId", &*late), ("InstanceId", instance), ("Device", "/dev/sdg")];
+    let before = cloud.sim.calls("ensure_connected");
+    cloud.client.ok("AttachVolume", &parameters).await;
+    cloud.until("begun", async || cloud.sim.calls("ensure_connected") > before).await;
+    cloud.sim.replace_machine("vm-1");
+    cloud.volume_becomes(&late, "available").await;
+    cloud.until("known", async || cloud.instances().await.len() == 4).await;
+    let before = cloud.sim.calls("ensure_connected");
+    for _ in 0..3 {
+        vbs::workers::sweeper::sweep(&cloud.context).await.unwrap();
+        cloud.settle().await;
+    }
+    assert_eq!(cloud.sim.calls("ensure_connected"), before, "repairs of what is not broken");
+    for volume in [&volume, &late] {
+        assert!(cloud.sim.guest_writes("vm-1", &VolumeId::parse(volume).unwrap()).is_none(), "another's disk");
+    }
+    let node = cloud.context.nodes.hypervisor("vmm-a").unwrap();
+    assert!(node.observe().await.unwrap().machines.iter().all(|machine| machine.disks.is_empty()));
+    // The owner can have the volume back.
+    cloud.client.ok("DetachVolume", &[("VolumeId", &volume)]).await;
+    cloud.volume_becomes(&volume, "available").await;
+    cloud.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_verb_may_fail_once_in_every_way_and_the_whole_life_still_passes() {
     let verbs = [
         "ensure_volume",

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
-use super::{DelegateError, ExportSpec, Result, SnapshotMethod};
+use super::{DelegateError, ExportSpec, Generation, Result, SnapshotMethod};
 use crate::config;
 use crate::ids::{SnapshotId, VolumeId};
 
@@ -77,8 +77,15 @@ struct Machine {
     started_at: i64,
     running: bool,
     holds_on: bool,
-    paused_until: Option<Instant>,
+    /// For each volume and snapshot.
+    pauses: BTreeMap<(VolumeId, SnapshotId), Rest>,
     disks: BTreeMap<VolumeId, Disk>,
+}
+
+/// A pause, and whose it is.
+struct Rest {
+    generation: Generation,
+    until: Instant,
 }
 
 struct Disk {
@@ -174,7 +181,7 @@ impl SimCloud {
     pub fn stop_machine(&self, machine: &str) {
         if let Some((_, machine)) = self.state().machine(machine) {
             machine.running = false;
-            machine.paused_until = None;
+            machine.pauses.clear();
             machine.disks.clear();
         }
     }
@@ -190,6 +197,13 @@ impl SimCloud {
     pub fn remove_machine(&self, machine: &str) {
         for machines in self.state().vmms.values_mut() {
             machines.remove(machine);
+        }
+    }
+
+    /// Takes a machine away, and starts another of the same name.
+    pub fn replace_machine(&self, machine: &str) {
+        if let Some((node, found)) = self.state().machine(machine) {
+            *found = Machine { uuid: uuid::Uuid::new_v4().to_string(), ..Machine::start(&node, machine) };
         }
     }
 
@@ -270,13 +284,13 @@ impl Machine {
             started_at: chrono::Utc::now().timestamp(),
             running: true,
             holds_on: false,
-            paused_until: None,
+            pauses: BTreeMap::new(),
             disks: BTreeMap::new(),
         }
     }
 
     fn is_paused(&self) -> bool {
-        self.paused_until.is_some_and(|until| until > Instant::now())
+        self.pauses.values().any(|rest| rest.until > Instant::now())
     }
 }
 
@@ -285,8 +299,8 @@ mod tests {
     use super::*;
     use crate::delegate::guard::Guarded;
     use crate::delegate::{
-        ConnectSpec, Detach, DiskSpec, ErrorKind, Generation, Pause, Secret, SnapshotSpec, VmmDelegate, VolumeDelegate,
-        VolumeSpec,
+        ConnectSpec, Detach, DiskSpec, ErrorKind, Generation, MachineRef, Pause, PauseSpec, Secret, SnapshotSpec,
+        VmmDelegate, VolumeDelegate, VolumeSpec,
     };
 
     const G: Generation = Generation(1);
@@ -313,11 +327,18 @@ mod tests {
             chap_secret: Secret("secret-enough".into()),
             initiator_iqn: vmm.initiator_iqn("m1").await.unwrap(),
         };
-        let disk = DiskSpec { volume, iqn: export.iqn.clone(), machine: "m1".into(), device: "/dev/sdf".into() };
+        let uuid = vmm.observe().await.unwrap().machines[0].uuid.clone();
+        let machine = MachineRef { name: "m1".into(), uuid };
+        let disk = DiskSpec { volume, iqn: export.iqn.clone(), machine: machine.clone(), device: "/dev/sdf".into() };
         let portal = storage.ensure_exported(G, &export).await.unwrap();
-        vmm.ensure_connected(G, &ConnectSpec { export, portal, machine: "m1".into() }).await.unwrap();
+        vmm.ensure_connected(G, &ConnectSpec { export, portal, machine }).await.unwrap();
         vmm.ensure_attached(G, &disk).await.unwrap();
         Attached { cloud, storage, vmm, disk }
+    }
+
+    /// A pause for a snapshot of the disk's volume.
+    fn pause(disk: &DiskSpec) -> PauseSpec {
+        PauseSpec { disk: disk.clone(), snapshot: SnapshotId::generate(), seconds: 60 }
     }
 
     fn new(volume: &VolumeId, size_bytes: u64) -> VolumeSpec {
@@ -331,10 +352,11 @@ mod tests {
         let [torn, whole, cut] =
             [(); 3].map(|()| SnapshotSpec { snapshot: SnapshotId::generate(), volume: disk.volume.clone() });
         storage.ensure_snapshot(G, &torn).await.unwrap();
-        vmm.ensure_paused(G, &disk, 60).await.unwrap();
+        let rest = pause(&disk);
+        vmm.ensure_paused(G, &rest).await.unwrap();
         assert_eq!(cloud.guest_writes("m1", &disk.volume), None, "its writes wait");
         storage.ensure_snapshot(G, &whole).await.unwrap();
-        assert_eq!(vmm.ensure_resumed(G, &disk).await.unwrap(), Pause::Held);
+        assert_eq!(vmm.ensure_resumed(G, &rest).await.unwrap(), Pause::Held);
         cloud.set_snapshot_method(SnapshotMethod::Atomic);
         storage.ensure_snapshot(G, &cut).await.unwrap();
         let contents = [&torn, &whole, &cut].map(|spec| cloud.snapshot_content(&spec.snapshot));
@@ -352,9 +374,10 @@ mod tests {
         cloud.hold_on("m1", true);
         assert_eq!(vmm.ensure_detached(G, &disk, false).await.unwrap(), Detach::Busy);
         assert_eq!(vmm.ensure_detached(G, &disk, true).await.unwrap(), Detach::Gone);
-        vmm.ensure_paused(G, &disk, 60).await.unwrap();
+        let rest = pause(&disk);
+        vmm.ensure_paused(G, &rest).await.unwrap();
         cloud.stop_machine("m1");
-        assert_eq!(vmm.ensure_resumed(G, &disk).await.unwrap(), Pause::Broken);
+        assert_eq!(vmm.ensure_resumed(G, &rest).await.unwrap(), Pause::Broken);
         storage.ensure_not_exported(G, &disk.volume).await.expect("its log-in went with it");
         let before = vmm.observe().await.unwrap().machines;
         cloud.start_machine("m1");

@@ -4,11 +4,12 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 
-use super::{Disk, Machine, SimCloud, State};
+use super::{Disk, Machine, Rest, SimCloud, State};
 use crate::delegate::{
-    ConnectSpec, DelegateError, Detach, DiskSpec, ErrorKind, Generation, ObservedDisk, ObservedMachine, Pause, Result,
-    VmmDelegate, VmmObservation,
+    ConnectSpec, DelegateError, Detach, DiskSpec, ErrorKind, Generation, MachineRef, ObservedDisk, ObservedMachine,
+    Pause, PauseSpec, Result, VmmDelegate, VmmObservation,
 };
+use crate::ids::{SnapshotId, VolumeId};
 
 /// A hypervisor node of a [`SimCloud`].
 #[derive(Clone)]
@@ -18,29 +19,38 @@ pub struct SimVmm {
 }
 
 impl SimVmm {
-    /// Calls on a machine of the node that runs; `None` when there is none, or when it is off.
+    /// Calls on a machine that runs here; `None` when it is off or gone.
     async fn on_machine<T>(
         &self,
         verb: &'static str,
-        name: &str,
+        meant: &MachineRef,
         effect: impl FnOnce(Option<&mut Machine>) -> Result<T> + Send,
     ) -> Result<T> {
-        self.cloud.call(verb, |state| effect(running(state, &self.node, name))).await
+        self.cloud.call(verb, |state| effect(find(state, &self.node, meant).ok())).await
     }
 }
 
-fn running<'a>(state: &'a mut State, node: &str, name: &str) -> Option<&'a mut Machine> {
-    state.vmms.get_mut(node)?.get_mut(name).filter(|machine| machine.running)
-}
-
-fn off(name: &str) -> DelegateError {
-    DelegateError::retry(format!("the machine {name} does not run here"))
+/// The machine that is meant, when it runs.
+fn find<'a>(state: &'a mut State, node: &str, meant: &MachineRef) -> Result<&'a mut Machine> {
+    let name = &meant.name;
+    let machine = state.vmms.get_mut(node).and_then(|machines| machines.get_mut(name));
+    let machine = machine.filter(|machine| machine.running);
+    let machine = machine.ok_or_else(|| DelegateError::retry(format!("the machine {name} does not run here")))?;
+    if machine.uuid == meant.uuid {
+        Ok(machine)
+    } else {
+        Err(DelegateError::fatal(format!("the machine {name} is another one: {}", machine.uuid)))
+    }
 }
 
 /// The name that a machine's initiator logs in with.
 fn initiator_of(machine: &str) -> String {
     let allowed = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c.to_ascii_lowercase() } else { '-' };
     format!("iqn.2026-01.sim:{}", machine.chars().map(allowed).collect::<String>())
+}
+
+fn key(spec: &PauseSpec) -> (VolumeId, SnapshotId) {
+    (spec.disk.volume.clone(), spec.snapshot.clone())
 }
 
 /// What the target would say to this log-in. A cloud with no storage node in it has its targets in other processes; there is
@@ -67,13 +77,13 @@ fn log_in(state: &State, spec: &ConnectSpec, initiator: &str) -> Result<()> {
 #[async_trait]
 impl VmmDelegate for SimVmm {
     async fn initiator_iqn(&self, machine: &str) -> Result<String> {
-        self.on_machine("initiator_iqn", machine, |_| Ok(initiator_of(machine))).await
+        self.cloud.call("initiator_iqn", |_| Ok(initiator_of(machine))).await
     }
 
     async fn ensure_connected(&self, _: Generation, spec: &ConnectSpec) -> Result<()> {
         let connect = |state: &mut State| {
-            let initiator = initiator_of(&spec.machine);
-            let machine = running(state, &self.node, &spec.machine).ok_or_else(|| off(&spec.machine))?;
+            let initiator = initiator_of(&spec.machine.name);
+            let machine = find(state, &self.node, &spec.machine)?;
             match machine.disks.get(&spec.export.volume) {
                 Some(disk) if disk.iqn == spec.export.iqn => return Ok(()),
                 Some(disk) => return Err(DelegateError::retry(format!("still logged in to {}", disk.iqn))),
@@ -81,7 +91,7 @@ impl VmmDelegate for SimVmm {
             }
             log_in(state, spec, &initiator)?;
             let disk = Disk { iqn: spec.export.iqn.clone(), initiator, attached: false };
-            let machine = running(state, &self.node, &spec.machine).ok_or_else(|| off(&spec.machine))?;
+            let machine = find(state, &self.node, &spec.machine)?;
             machine.disks.insert(spec.export.volume.clone(), disk);
             Ok(())
         };
@@ -92,7 +102,7 @@ impl VmmDelegate for SimVmm {
         let disconnect = |machine: Option<&mut Machine>| {
             let Some(machine) = machine else { return Ok(()) };
             if machine.disks.get(&spec.volume).is_some_and(|disk| disk.attached) {
-                return Err(DelegateError::retry(format!("{} still has {}", spec.machine, spec.volume)));
+                return Err(DelegateError::retry(format!("{} still has {}", spec.machine.name, spec.volume)));
             }
             machine.disks.remove(&spec.volume);
             Ok(())
@@ -101,14 +111,14 @@ impl VmmDelegate for SimVmm {
     }
 
     async fn ensure_attached(&self, _: Generation, spec: &DiskSpec) -> Result<()> {
-        let attach = |machine: Option<&mut Machine>| {
-            let machine = machine.ok_or_else(|| off(&spec.machine))?;
+        let attach = |state: &mut State| {
+            let machine = find(state, &self.node, &spec.machine)?;
             let disk = machine.disks.get_mut(&spec.volume).filter(|disk| disk.iqn == spec.iqn);
             let disk = disk.ok_or_else(|| DelegateError::retry(format!("not logged in to {}", spec.iqn)))?;
             disk.attached = true;
             Ok(())
         };
-        self.on_machine("ensure_attached", &spec.machine, attach).await
+        self.cloud.call("ensure_attached", attach).await
     }
 
     async fn ensure_detached(&self, _: Generation, spec: &DiskSpec, force: bool) -> Result<Detach> {
@@ -127,23 +137,35 @@ impl VmmDelegate for SimVmm {
         self.on_machine("ensure_detached", &spec.machine, detach).await
     }
 
-    async fn ensure_paused(&self, _: Generation, spec: &DiskSpec, seconds: u32) -> Result<()> {
-        let pause = |machine: Option<&mut Machine>| {
-            let machine = machine.ok_or_else(|| off(&spec.machine))?;
-            machine.paused_until = Some(Instant::now() + Duration::from_secs(seconds.into()));
+    async fn ensure_paused(&self, generation: Generation, spec: &PauseSpec) -> Result<()> {
+        let pause = |state: &mut State| {
+            let machine = find(state, &self.node, &spec.disk.machine)?;
+            let (key, now) = (key(spec), Instant::now());
+            match machine.pauses.get(&key) {
+                Some(rest) if rest.generation > generation => {
+                    return Err(DelegateError::stale(rest.generation, generation));
+                }
+                Some(rest) if rest.generation == generation && rest.until <= now => {
+                    machine.pauses.remove(&key);
+                    return Err(DelegateError::retry("the pause has run out"));
+                }
+                _ => {}
+            }
+            machine.pauses.insert(key, Rest { generation, until: now + Duration::from_secs(spec.seconds.into()) });
             Ok(())
         };
-        self.on_machine("ensure_paused", &spec.machine, pause).await
+        self.cloud.call("ensure_paused", pause).await
     }
 
-    async fn ensure_resumed(&self, _: Generation, spec: &DiskSpec) -> Result<Pause> {
+    async fn ensure_resumed(&self, generation: Generation, spec: &PauseSpec) -> Result<Pause> {
         let resume = |machine: Option<&mut Machine>| {
             let Some(machine) = machine else { return Ok(Pause::Broken) };
-            let held = machine.is_paused();
-            machine.paused_until = None;
-            Ok(if held { Pause::Held } else { Pause::Broken })
+            let own = |rest: &Rest| rest.generation <= generation;
+            let ended = machine.pauses.get(&key(spec)).is_some_and(own).then(|| machine.pauses.remove(&key(spec)));
+            let held = |rest: Rest| rest.generation == generation && rest.until > Instant::now();
+            Ok(if ended.flatten().is_some_and(held) { Pause::Held } else { Pause::Broken })
         };
-        self.on_machine("ensure_resumed", &spec.machine, resume).await
+        self.on_machine("ensure_resumed", &spec.disk.machine, resume).await
     }
 
     async fn observe(&self) -> Result<VmmObservation> {

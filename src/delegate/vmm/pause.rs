@@ -7,6 +7,9 @@
 //! process, or, should this process die, when the next one starts. A `cont` that is owed is tried until it is done or the
 //! machine is gone.
 //!
+//! A pause is a snapshot's, and of the newest generation that asked for it. A newer generation takes the pause over as one that
+//! begins now, or ends it: the worker before it is gone, or about to learn that it is.
+//!
 //! A caller lengthens its pause by asking again, and must not take a second pause for a longer first one. So a pause that
 //! has ended before its time stays on record, also over a restart, until its caller has been told: by an error when it
 //! lengthens, or by [`Pause::Broken`] when it resumes.
@@ -23,21 +26,27 @@ use super::blocks::{self, Names};
 use super::machines::{Machines, Turn};
 use super::qmp::QmpError;
 use super::{kept, qemu};
-use crate::delegate::{DelegateError, DiskSpec, Generation, Pause, Result};
-use crate::ids::VolumeId;
+use crate::delegate::{DelegateError, Generation, MachineRef, Pause, PauseSpec, Result};
+use crate::ids::{SnapshotId, VolumeId};
 
-/// Whose pause it is: two snapshots of one volume have two.
+/// How long after its end a broken pause stays on record for a caller that does not ask. One that has not lengthened its pause
+/// for so long has lost its lease.
+const FORGET: Duration = Duration::from_secs(3600);
+
+/// What a pause is for: two snapshots of one volume have two.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Key {
-    machine: String,
+    machine: MachineRef,
     volume: VolumeId,
-    generation: Generation,
+    snapshot: SnapshotId,
 }
 
 /// What must be known after a crash.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
     key: Key,
+    /// Whose it is.
+    generation: Generation,
     /// Whether a `cont` is ours to send when nobody else holds the machine.
     ours: bool,
     /// Whether it is over, and its caller does not know yet.
@@ -50,7 +59,6 @@ struct Holder {
     record: Record,
     /// Whether the caller has been told that it has its pause.
     begun: bool,
-    uuid: String,
     /// What the guest had written when the pause began; `None` when the machine had no such disk and so none was needed.
     writes: Option<[u64; 4]>,
     until: Instant,
@@ -69,10 +77,10 @@ impl Pauses {
     pub(super) async fn open(machines: Arc<Machines>, file: PathBuf) -> Result<Arc<Self>> {
         let records: Vec<Record> = kept::read(&file).await?;
         let now = Instant::now();
-        let stale = |record| Holder { record, begun: true, uuid: String::new(), writes: None, until: now };
+        let stale = |record| Holder { record, begun: true, writes: None, until: now };
         let holders: Vec<Holder> = records.into_iter().map(stale).collect();
-        let mut stopped: Vec<String> = holders.iter().map(|h| h.record.key.machine.clone()).collect();
-        stopped.sort();
+        let mut stopped: Vec<MachineRef> = holders.iter().map(|h| h.record.key.machine.clone()).collect();
+        stopped.sort_by(|a, b| (&a.name, &a.uuid).cmp(&(&b.name, &b.uuid)));
         stopped.dedup();
         let pauses = Arc::new(Self { machines, holders: Mutex::new(holders), file: tokio::sync::Mutex::new(file) });
         for machine in stopped {
@@ -82,18 +90,20 @@ impl Pauses {
     }
 
     /// Whether a pause of ours rests this machine.
-    pub(super) fn paused(&self, machine: &str) -> bool {
-        self.lock().iter().any(|h| h.record.key.machine == machine && h.record.ours)
+    pub(super) fn paused(&self, machine: &MachineRef) -> bool {
+        self.lock().iter().any(|h| h.record.key.machine == *machine && h.record.ours)
     }
 
     /// See [`crate::delegate::VmmDelegate::ensure_paused`].
-    pub(super) async fn begin(self: &Arc<Self>, generation: Generation, spec: &DiskSpec, seconds: u32) -> Result<()> {
-        let key = Key::new(generation, spec);
-        let turn = self.machines.turn(&spec.machine).await?;
-        let until = Instant::now() + Duration::from_secs(seconds.into());
-        let known = self.find(&key);
-        let holder = match known {
-            Some(known) if known.begun => {
+    pub(super) async fn begin(self: &Arc<Self>, generation: Generation, spec: &PauseSpec) -> Result<()> {
+        let key = Key::new(spec);
+        let turn = self.machines.turn(&key.machine.name).await?;
+        let until = Instant::now() + Duration::from_secs(spec.seconds.into());
+        let holder = match self.find(&key) {
+            Some(known) if known.record.generation > generation => {
+                return Err(DelegateError::stale(known.record.generation, generation));
+            }
+            Some(known) if known.begun && known.record.generation == generation => {
                 let held = known.check(&turn).await?;
                 if !held {
                     self.close(&turn, &key).await?;
@@ -103,10 +113,11 @@ impl Pauses {
                 }
                 Holder { until, ..known }
             }
-            unfinished => {
-                let ours = unfinished.is_some_and(|h| h.record.ours);
-                let record = Record { key: key.clone(), ours, broken: false };
-                let mut holder = Holder { record, begun: false, uuid: String::new(), writes: None, until };
+            // None, or one that is unfinished or another caller's.
+            other => {
+                let ours = other.is_some_and(|h| h.record.ours);
+                let record = Record { key: key.clone(), generation, ours, broken: false };
+                let mut holder = Holder { record, begun: false, writes: None, until };
                 self.stop(&turn, &mut holder).await?;
                 Holder { begun: true, ..holder }
             }
@@ -118,13 +129,13 @@ impl Pauses {
     }
 
     /// See [`crate::delegate::VmmDelegate::ensure_resumed`].
-    pub(super) async fn end(&self, generation: Generation, spec: &DiskSpec) -> Result<Pause> {
-        let key = Key::new(generation, spec);
-        let turn = self.machines.turn(&spec.machine).await?;
-        let Some(holder) = self.find(&key) else {
+    pub(super) async fn end(&self, generation: Generation, spec: &PauseSpec) -> Result<Pause> {
+        let key = Key::new(spec);
+        let turn = self.machines.turn(&key.machine.name).await?;
+        let Some(holder) = self.find(&key).filter(|h| h.record.generation <= generation) else {
             return Ok(Pause::Broken);
         };
-        let held = holder.check(&turn).await?;
+        let held = holder.record.generation == generation && holder.check(&turn).await?;
         self.close(&turn, &key).await?;
         Ok(if held { Pause::Held } else { Pause::Broken })
     }
@@ -132,14 +143,17 @@ impl Pauses {
     /// Stops the machine unless it rests already, and reads the marks that tell whether it stays so.
     async fn stop(self: &Arc<Self>, turn: &Turn, holder: &mut Holder) -> Result<()> {
         let key = holder.record.key.clone();
-        let told = |e| qemu::error(&key.machine, &e);
+        let told = |e| qemu::error(&key.machine.name, &e);
         let mut qmp = match turn.connect(qemu::LIMIT).await {
             // Its initiator died with it: there is nothing to rest.
-            Err(QmpError::NotRunning) => return Ok(()),
+            Err(QmpError::NotRunning) => {
+                holder.record.ours = false;
+                return Ok(());
+            }
             connected => connected.map_err(told)?,
         };
+        qemu::refuse_another(&mut qmp, &key.machine).await?;
         let names = Names::of(&key.volume);
-        holder.uuid = qemu::uuid(&mut qmp).await.map_err(told)?;
         if !qemu::parts(&mut qmp, &names).await.map_err(told)?.device {
             return Ok(());
         }
@@ -181,16 +195,18 @@ impl Pauses {
     }
 
     /// Ends what has run out at a machine.
-    async fn expire(self: Arc<Self>, machine: String, at: Instant) {
+    async fn expire(self: Arc<Self>, machine: MachineRef, at: Instant) {
         sleep_until(at).await;
         loop {
-            match self.machines.turn(&machine).await {
+            match self.machines.turn(&machine.name).await {
                 Ok(turn) => match self.break_expired(&turn, &machine).await {
                     Ok(()) => return,
-                    Err(e) => tracing::warn!(machine, error = %e, "a pause that has run out cannot be ended yet"),
+                    Err(e) => {
+                        tracing::warn!(machine = machine.name, error = %e, "a pause that has run out cannot end yet");
+                    }
                 },
                 Err(e) => {
-                    tracing::error!(machine, error = %e, "a record of a pause is damaged");
+                    tracing::error!(machine = machine.name, error = %e, "a record of a pause is damaged");
                     return;
                 }
             }
@@ -198,16 +214,16 @@ impl Pauses {
         }
     }
 
-    async fn break_expired(&self, turn: &Turn, machine: &str) -> Result<()> {
+    async fn break_expired(&self, turn: &Turn, machine: &MachineRef) -> Result<()> {
         let now = Instant::now();
-        let out = |h: &Holder| h.record.key.machine == machine && h.until <= now && !h.record.broken;
+        let out = |h: &Holder| h.record.key.machine == *machine && h.until <= now && !h.record.broken;
         let (owed, others) = {
             let holders = self.lock();
-            let of_machine = || holders.iter().filter(|h| h.record.key.machine == machine && h.record.ours);
+            let of_machine = || holders.iter().filter(|h| h.record.key.machine == *machine && h.record.ours);
             (of_machine().any(out), of_machine().any(|h| !out(h)))
         };
         if owed && !others {
-            tracing::warn!(machine, "a pause has run out: the machine goes on");
+            tracing::warn!(machine = machine.name, "a pause has run out: the machine goes on");
             go_on(turn, machine).await?;
         }
         {
@@ -228,16 +244,12 @@ impl Pauses {
         self.lock().iter().find(|h| h.record.key == *key).cloned()
     }
 
-    /// Puts a holder in the place of what there was under its key. Of older pauses of the volume that broke, the callers
-    /// are gone.
+    /// Puts a holder in the place of what there was under its key, and drops what nobody has asked for any more.
     fn put(&self, holder: Holder) {
-        let key = &holder.record.key;
-        let outlived = |h: &Holder| {
-            let other = &h.record.key;
-            h.record.broken && other.volume == key.volume && other.generation < key.generation
-        };
+        let now = Instant::now();
+        let forgotten = |h: &Holder| h.record.broken && h.until + FORGET <= now;
         let mut holders = self.lock();
-        holders.retain(|h| h.record.key != *key && !outlived(h));
+        holders.retain(|h| h.record.key != holder.record.key && !forgotten(h));
         holders.push(holder);
     }
 
@@ -249,8 +261,9 @@ impl Pauses {
 }
 
 impl Key {
-    fn new(generation: Generation, spec: &DiskSpec) -> Self {
-        Self { machine: spec.machine.clone(), volume: spec.volume.clone(), generation }
+    fn new(spec: &PauseSpec) -> Self {
+        let PauseSpec { disk, snapshot, .. } = spec;
+        Self { machine: disk.machine.clone(), volume: disk.volume.clone(), snapshot: snapshot.clone() }
     }
 }
 
@@ -260,32 +273,40 @@ impl Holder {
         if self.record.broken || Instant::now() >= self.until {
             return Ok(false);
         }
-        let told = |e| qemu::error(&self.record.key.machine, &e);
+        let machine = &self.record.key.machine;
+        let told = |e| qemu::error(&machine.name, &e);
         let mut qmp = match turn.connect(qemu::LIMIT).await {
             Err(QmpError::NotRunning) => return Ok(self.writes.is_none()),
             connected => connected.map_err(told)?,
         };
+        if !qemu::is_meant(&mut qmp, machine).await.map_err(told)? {
+            return Ok(self.writes.is_none());
+        }
         let stats = qmp.execute("query-blockstats", json!({})).await.map_err(told)?;
         let now = blocks::writes(&Names::of(&self.record.key.volume), &stats);
         if now.is_none() || now != self.writes {
             return Ok(now == self.writes);
         }
-        let rests = !qemu::running(&mut qmp).await.map_err(told)?;
-        Ok(rests && qemu::uuid(&mut qmp).await.map_err(told)? == self.uuid)
+        Ok(!qemu::running(&mut qmp).await.map_err(told)?)
     }
 }
 
 /// Sends `cont`. A machine that refuses it is in a state (shut down, failed) that no pause of ours brought about.
-async fn go_on(turn: &Turn, machine: &str) -> Result<()> {
+async fn go_on(turn: &Turn, machine: &MachineRef) -> Result<()> {
+    let (MachineRef { name, .. }, told) = (machine, |e| qemu::error(&machine.name, &e));
     let mut qmp = match turn.connect(qemu::LIMIT).await {
         Err(QmpError::NotRunning) => return Ok(()),
-        connected => connected.map_err(|e| qemu::error(machine, &e))?,
+        connected => connected.map_err(told)?,
     };
+    // Whoever paused another machine of this name, it was not us.
+    if !qemu::is_meant(&mut qmp, machine).await.map_err(told)? {
+        return Ok(());
+    }
     match qmp.execute("cont", json!({})).await {
         Err(QmpError::Refused { text, .. }) => {
-            tracing::warn!(machine, text, "a paused machine refuses to go on");
+            tracing::warn!(machine = name, text, "a paused machine refuses to go on");
             Ok(())
         }
-        done => done.map(drop).map_err(|e| qemu::error(machine, &e)),
+        done => done.map(drop).map_err(told),
     }
 }

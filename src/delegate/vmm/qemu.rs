@@ -40,8 +40,8 @@ use super::pause::Pauses;
 use super::qmp::{Qmp, QmpError};
 use crate::config;
 use crate::delegate::{
-    ConnectSpec, DelegateError, Detach, DiskSpec, Generation, ObservedMachine, Pause, Portal, Result, VmmDelegate,
-    VmmObservation,
+    ConnectSpec, DelegateError, Detach, DiskSpec, Generation, MachineRef, ObservedMachine, Pause, PauseSpec, Portal,
+    Result, VmmDelegate, VmmObservation,
 };
 
 /// The longest wait for a monitor's greeting, and for each command. A log-in over the network takes its time.
@@ -104,11 +104,12 @@ impl Qemu {
         let (nodes, devices) = lists(&mut qmp).await?;
         // QEMU makes its socket when it starts, and never again.
         let socket = tokio::fs::metadata(self.machines.socket(name).map_err(broken)?).await;
+        let machine = MachineRef { name: name.to_owned(), uuid: uuid(&mut qmp).await? };
         Ok(ObservedMachine {
-            name: name.to_owned(),
-            uuid: uuid(&mut qmp).await?,
             running: status["status"] != "shutdown",
-            paused: self.pauses.paused(name),
+            paused: self.pauses.paused(&machine),
+            name: machine.name,
+            uuid: machine.uuid,
             started_at: socket.map_err(|e| QmpError::Broken(e.to_string()))?.mtime(),
             vcpus: cpus.as_array().map_or(0, |c| u32::try_from(c.len()).unwrap_or(u32::MAX)),
             memory_mib: memory["base-memory"].as_u64().unwrap_or(0) >> 20,
@@ -124,7 +125,7 @@ impl VmmDelegate for Qemu {
     }
 
     async fn ensure_connected(&self, _: Generation, spec: &ConnectSpec) -> Result<()> {
-        let (export, machine) = (&spec.export, &spec.machine);
+        let (export, machine) = (&spec.export, &spec.machine.name);
         if export.initiator_iqn != self.initiator(machine)? {
             return Err(DelegateError::fatal(format!("the export is not for the initiator of machine {machine}")));
         }
@@ -132,6 +133,7 @@ impl VmmDelegate for Qemu {
         let told = |e| error(machine, &e);
         let turn = self.machines.turn(machine).await?;
         let mut qmp = turn.connect(LIMIT).await.map_err(told)?;
+        refuse_another(&mut qmp, &spec.machine).await?;
         let there = parts(&mut qmp, &names).await.map_err(told)?;
         match &there.session {
             Some(session) if session.iqn == export.iqn && session.portal == spec.portal => return Ok(()),
@@ -162,27 +164,32 @@ impl VmmDelegate for Qemu {
 
     async fn ensure_disconnected(&self, _: Generation, spec: &DiskSpec) -> Result<()> {
         let names = Names::of(&spec.volume);
-        let told = |e| error(&spec.machine, &e);
-        let turn = self.machines.turn(&spec.machine).await?;
+        let machine = &spec.machine.name;
+        let told = |e| error(machine, &e);
+        let turn = self.machines.turn(machine).await?;
         let mut qmp = match turn.connect(LIMIT).await {
             Err(QmpError::NotRunning) => return Ok(()),
             connected => connected.map_err(told)?,
         };
+        if !is_meant(&mut qmp, &spec.machine).await.map_err(told)? {
+            return Ok(());
+        }
         let there = parts(&mut qmp, &names).await.map_err(told)?;
         match &there.session {
             Some(session) if session.iqn != spec.iqn => Ok(()),
             Some(_) if there.in_use() => {
-                Err(DelegateError::retry(format!("machine {} still has {} as a disk", spec.machine, spec.volume)))
+                Err(DelegateError::retry(format!("machine {machine} still has {} as a disk", spec.volume)))
             }
-            _ => log_out(&mut qmp, &names, &there, &spec.machine).await,
+            _ => log_out(&mut qmp, &names, &there, machine).await,
         }
     }
 
     async fn ensure_attached(&self, _: Generation, spec: &DiskSpec) -> Result<()> {
-        let (names, machine) = (Names::of(&spec.volume), &spec.machine);
+        let (names, machine) = (Names::of(&spec.volume), &spec.machine.name);
         let told = |e| error(machine, &e);
         let turn = self.machines.turn(machine).await?;
         let mut qmp = turn.connect(LIMIT).await.map_err(told)?;
+        refuse_another(&mut qmp, &spec.machine).await?;
         let there = parts(&mut qmp, &names).await.map_err(told)?;
         if there.session.as_ref().is_none_or(|s| s.iqn != spec.iqn) {
             return Err(DelegateError::retry(format!("machine {machine} is not connected to {}", spec.iqn)));
@@ -215,7 +222,7 @@ impl VmmDelegate for Qemu {
     }
 
     async fn ensure_detached(&self, _: Generation, spec: &DiskSpec, force: bool) -> Result<Detach> {
-        let (names, machine) = (Names::of(&spec.volume), &spec.machine);
+        let (names, machine) = (Names::of(&spec.volume), &spec.machine.name);
         let told = |e| error(machine, &e);
         let end = Instant::now() + if force { CUT_WAIT } else { self.detach_wait };
         let mut asked = false;
@@ -226,6 +233,9 @@ impl VmmDelegate for Qemu {
                 Err(QmpError::NotRunning) => return Ok(Detach::Gone),
                 connected => connected.map_err(told)?,
             };
+            if !is_meant(&mut qmp, &spec.machine).await.map_err(told)? {
+                return Ok(Detach::Gone);
+            }
             let there = parts(&mut qmp, &names).await.map_err(told)?;
             if !there.device {
                 match clear(&mut qmp, &names, &there).await {
@@ -246,11 +256,11 @@ impl VmmDelegate for Qemu {
         }
     }
 
-    async fn ensure_paused(&self, generation: Generation, spec: &DiskSpec, seconds: u32) -> Result<()> {
-        self.pauses.begin(generation, spec, seconds).await
+    async fn ensure_paused(&self, generation: Generation, spec: &PauseSpec) -> Result<()> {
+        self.pauses.begin(generation, spec).await
     }
 
-    async fn ensure_resumed(&self, generation: Generation, spec: &DiskSpec) -> Result<Pause> {
+    async fn ensure_resumed(&self, generation: Generation, spec: &PauseSpec) -> Result<Pause> {
         self.pauses.end(generation, spec).await
     }
 
@@ -308,6 +318,21 @@ pub(super) fn error(machine: &str, e: &QmpError) -> DelegateError {
 
 pub(super) async fn uuid(qmp: &mut Qmp) -> std::result::Result<String, QmpError> {
     Ok(qmp.execute("query-uuid", json!({})).await?["UUID"].as_str().unwrap_or_default().to_owned())
+}
+
+/// Whether this is the machine that is meant, and not another that has its name now.
+pub(super) async fn is_meant(qmp: &mut Qmp, machine: &MachineRef) -> std::result::Result<bool, QmpError> {
+    Ok(uuid(qmp).await? == machine.uuid)
+}
+
+/// Refuses to give another machine what was for the one that is meant.
+pub(super) async fn refuse_another(qmp: &mut Qmp, machine: &MachineRef) -> Result<()> {
+    let MachineRef { name, uuid } = machine;
+    if is_meant(qmp, machine).await.map_err(|e| error(name, &e))? {
+        Ok(())
+    } else {
+        Err(DelegateError::fatal(format!("machine {name} is another one than that of uuid {uuid}")))
+    }
 }
 
 /// Whether the guest's processors run, and it can begin I/O.
