@@ -167,7 +167,12 @@ impl Presented<'_> {
         }
     }
 
-    fn in_time(&self, now: DateTime<Utc>) -> Result<(), AuthError> {
+    /// Whether the request is neither too old nor from the future. This needs no secret; a server that asks before it
+    /// looks for the key answers an old request alike whether there is such a key or not.
+    ///
+    /// # Errors
+    /// [`AuthError::Expired`].
+    pub fn in_time(&self, now: DateTime<Utc>) -> Result<(), AuthError> {
         match &self.scheme {
             Scheme::V4(claim) => claim.in_time(now),
             Scheme::V2(claim) => claim.in_time(now),

@@ -1,9 +1,9 @@
 //! Tags as DescribeTags lists them, and what CreateTags and DeleteTags do to them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Text};
+use diesel::sql_types::{Array, BigInt, Nullable, Text};
 use diesel_async::RunQueryDsl;
 
 use super::select::{Condition, Select};
@@ -128,23 +128,22 @@ pub async fn most(conn: &mut Conn, resource_ids: &[&str]) -> Result<i64> {
 }
 
 /// Takes tags off resources: by key, and with a value only where it is that.
-pub async fn remove(conn: &mut Conn, resource_ids: &[&str], tags: &[(String, Option<String>)]) -> Result<()> {
-    use super::schema::tags as table;
-    let (any_value, with_value): (Vec<_>, Vec<_>) = tags.iter().partition(|(_, value)| value.is_none());
-    let keys: Vec<&String> = any_value.into_iter().map(|(key, _)| key).collect();
-    if !keys.is_empty() {
-        let these = table::table.filter(table::resource_id.eq_any(resource_ids).and(table::key.eq_any(keys)));
-        diesel::delete(these).execute(conn).await?;
-    }
-    for (key, value) in with_value {
-        let these = table::table.filter(
-            table::resource_id
-                .eq_any(resource_ids)
-                .and(table::key.eq(key))
-                .and(table::value.eq(value.as_ref().unwrap_or(key))),
-        );
-        diesel::delete(these).execute(conn).await?;
-    }
+pub async fn remove(
+    conn: &mut Conn,
+    resource_ids: &[&str],
+    tags: &BTreeSet<(String, Option<String>)>,
+) -> Result<()> {
+    let (keys, values): (Vec<&str>, Vec<Option<&str>>) =
+        tags.iter().map(|(key, value)| (key.as_str(), value.as_deref())).unzip();
+    diesel::sql_query(
+        "DELETE FROM tags g USING unnest($2, $3) AS t (key, value) \
+         WHERE g.resource_id = ANY($1) AND g.key = t.key AND (t.value IS NULL OR g.value = t.value)",
+    )
+    .bind::<Array<Text>, _>(resource_ids)
+    .bind::<Array<Text>, _>(keys)
+    .bind::<Array<Nullable<Text>>, _>(values)
+    .execute(conn)
+    .await?;
     Ok(())
 }
 

@@ -39,7 +39,7 @@ pub static ACTIONS: [Action; 15] = [
     Action { name: "DescribeTags", run: |api, call, params| Box::pin(tags::describe(api, call, params)) },
     Action { name: "DescribeVolumes", run: |api, call, params| Box::pin(volumes::describe(api, call, params)) },
     Action { name: "DetachVolume", run: |api, call, params| Box::pin(attachments::detach(api, call, params)) },
-    Action { name: sts::ACTION, run: |_, call, _| Box::pin(async { Ok(sts::get_caller_identity(call)) }) },
+    Action { name: sts::ACTION, run: |_, call, params| Box::pin(async { sts::get_caller_identity(call, params) }) },
 ];
 
 impl Action {

@@ -78,6 +78,8 @@ impl Keys {
         if presented.is_v2() && !self.sigv2 {
             return Err(ApiError { inside: Some("signature version 2 is off".into()), ..faults::auth_failure() });
         }
+        // Before the key is looked for: else the answer to an old request would tell whether there is such a key.
+        presented.in_time(Utc::now()).map_err(|error| refusal(&error))?;
         let key = self.find(pool, &presented.access_key_id).await?;
         let signing = key.signing_key(&presented);
         sigv4::verify_with_key(request, &presented, &signing, Utc::now()).map_err(|error| refusal(&error))?;

@@ -2,7 +2,8 @@
 //!
 //! STS has an envelope of its own, also for refusals.
 
-use super::error::ApiError;
+use super::error::{ApiError, ApiResult};
+use super::query::Params;
 use super::{Call, xml};
 
 /// The one action.
@@ -10,15 +11,16 @@ pub const ACTION: &str = "GetCallerIdentity";
 const NAMESPACE: &str = "https://sts.amazonaws.com/doc/2011-06-15/";
 
 /// Tells the caller who they are. Every key of an account speaks for the whole account, as its root user does.
-pub fn get_caller_identity(call: &Call) -> String {
+pub fn get_caller_identity(call: &Call, params: Params) -> ApiResult<String> {
+    params.finish()?;
     let account = &call.caller.account_id;
-    format!(
+    Ok(format!(
         "{}<GetCallerIdentityResponse xmlns=\"{NAMESPACE}\"><GetCallerIdentityResult><Arn>arn:aws:iam::{account}:root</Arn>\
          <UserId>{account}</UserId><Account>{account}</Account></GetCallerIdentityResult><ResponseMetadata>\
          <RequestId>{}</RequestId></ResponseMetadata></GetCallerIdentityResponse>",
         xml::DECLARATION,
         xml::escape(&call.request_id),
-    )
+    ))
 }
 
 /// A refusal in STS's words: the codes for credentials differ from EC2's.

@@ -1,5 +1,8 @@
 //! CreateTags, DeleteTags and DescribeTags, and the form in which tags are shown.
 
+use std::collections::{BTreeSet, HashSet};
+use std::hash::Hash;
+
 use diesel_async::AsyncConnection;
 
 use crate::db::describe_tags::{self as table, DescribedTag};
@@ -20,6 +23,8 @@ const PAGES: PageRules = PageRules { ids_set: "resourceIdSet", kind: "tag", zero
 const FILTERS: [&str; 5] = ["key", "resource-id", "resource-type", "tag:", "value"];
 /// The most resources of one request.
 const MAX_RESOURCES: usize = 1_000;
+/// The most tags of one DeleteTags.
+const MAX_DOOMED: usize = 1_000;
 
 /// The `tagSet` of a describe: absent when there are no tags, which is what boto3 takes for "no tags".
 pub fn set(xml: &mut Xml, keys: &[String], values: &[String]) {
@@ -132,7 +137,10 @@ pub async fn delete(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
     let tags = params.tags()?;
     params.finish()?;
     let resources = Resources::read(&ids)?;
-    let tags = tags.into_iter().map(doomed).collect::<ApiResult<Vec<_>>>()?;
+    let tags = tags.into_iter().map(doomed).collect::<ApiResult<BTreeSet<_>>>()?;
+    if tags.len() > MAX_DOOMED {
+        return Err(invalid_value(format!("At most {MAX_DOOMED} tags can be specified on a single call.")));
+    }
     let mut conn = api.pool.get().await?;
     if call.dry_run {
         resources.check(&mut conn, call).await?;
@@ -142,9 +150,10 @@ pub async fn delete(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
         resources.hold(conn, &call.caller.account_id).await?;
         resources.check(conn, call).await?;
         for (_, ids) in resources.by_type() {
-            match tags.as_slice() {
-                [] => table::remove_all(conn, &ids).await?,
-                tags => table::remove(conn, &ids, tags).await?,
+            if tags.is_empty() {
+                table::remove_all(conn, &ids).await?;
+            } else {
+                table::remove(conn, &ids, &tags).await?;
             }
         }
         Ok::<_, ApiError>(())
@@ -180,7 +189,8 @@ impl Resources {
             return Err(invalid_value(format!("At most {MAX_RESOURCES} resources can be specified on a single call.")));
         }
         let mut resources = Self::default();
-        for text in texts {
+        // The same resource twice is one: a statement cannot put the same tag twice.
+        for text in texts.iter().collect::<BTreeSet<_>>() {
             let invalid = |_| ApiError::new("InvalidID", format!("The ID '{}' is not valid", clip(text)));
             match text.split_once('-') {
                 Some((Snapshot::PREFIX, _)) => resources.snapshots.push(Id::parse(text).map_err(invalid)?),
@@ -230,11 +240,12 @@ impl Resources {
 }
 
 /// Refuses the ids that are not there, if any.
-pub fn refuse<K: Kind + Clone + PartialEq>(
+pub fn refuse<K: Kind + Clone + Eq + Hash>(
     asked: &[Id<K>],
     there: &[Id<K>],
     fault: impl Fn(&[Id<K>]) -> ApiError,
 ) -> ApiResult<()> {
+    let there: HashSet<&Id<K>> = there.iter().collect();
     let missing: Vec<Id<K>> = asked.iter().filter(|id| !there.contains(id)).cloned().collect();
     if missing.is_empty() { Ok(()) } else { Err(fault(&missing)) }
 }

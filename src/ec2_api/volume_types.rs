@@ -62,6 +62,8 @@ pub struct Shape {
     pub size_gib: Option<i32>,
     /// IOPS that were chosen or are the type's own.
     iops: Option<i32>,
+    /// IOPS as they were asked for: what the ratio to the size is judged on.
+    asked_iops: Option<i32>,
     /// In MiB/s.
     pub throughput: Option<i32>,
 }
@@ -97,14 +99,14 @@ pub fn check(asked: Asked<'_>) -> ApiResult<Shape> {
     }
     let iops = rules.check_iops(asked.iops, asked.size_gib)?;
     let throughput = rules.check_throughput(asked.throughput, iops)?;
-    Ok(Shape { volume_type: rules.name, size_gib: asked.size_gib, iops, throughput })
+    Ok(Shape { volume_type: rules.name, size_gib: asked.size_gib, iops, asked_iops: asked.iops, throughput })
 }
 
 /// Judges a size that a snapshot decided.
 pub fn check_size(shape: &Shape, size_gib: i32) -> ApiResult<()> {
     TYPES.iter().find(|rules| rules.name == shape.volume_type).map_or(Ok(()), |rules| {
         rules.check_size(size_gib)?;
-        rules.check_ratio(shape.iops, size_gib)
+        rules.check_ratio(shape.asked_iops, size_gib)
     })
 }
 
@@ -256,5 +258,10 @@ mod tests {
         assert!(check_size(&shape, 4).is_ok());
         let shape = check(Asked { iops: Some(201), ..asked }).unwrap();
         assert!(check_size(&shape, 4).is_err(), "the ratio");
+        for (iops, good) in [(None, true), (Some(500), true), (Some(501), false), (Some(2_999), false), (Some(3_000), true)]
+        {
+            let shape = check(Asked { volume_type: Some("gp3"), iops, ..Asked::default() }).unwrap();
+            assert_eq!(check_size(&shape, 1).is_ok(), good, "{iops:?}");
+        }
     }
 }

@@ -377,3 +377,19 @@ fn no_byte_of_a_signed_request_can_be_changed() {
         }
     }
 }
+
+#[test]
+fn version_2_is_refused_with_a_body_that_it_does_not_cover() {
+    let time = "Timestamp=2026-01-31T12:00:00Z";
+    let mut get = v2("GET", "h", time);
+    get.body = b"DryRun=false".to_vec();
+    assert!(get.is_incomplete());
+    // A POST with its parameters in the query, and more of them in a body that says it is no form.
+    let mut post = v2("POST", "h", time);
+    post.query = String::from_utf8(std::mem::take(&mut post.body)).unwrap();
+    assert_eq!(post.check(), Ok(()));
+    post.body = b"DryRun=false".to_vec();
+    assert!(post.check().is_err(), "a form is signed");
+    post.set("content-type", "text/plain");
+    assert!(post.is_incomplete());
+}

@@ -61,6 +61,7 @@ async fn unknown_actions_parameters_and_versions_are_refused_by_name() {
     for name in ["Colour", "VolumeId", "VolumeId.x", "Filter.1.Colour", "volumeid.1", deep.as_str()] {
         assert_eq!(cloud.client.fails("DescribeVolumes", &[(name, "x")]).await.0, "UnknownParameter", "{name:.60}");
     }
+    assert_eq!(cloud.client.fails("GetCallerIdentity", &[("Colour", "x")]).await.0, "UnknownParameter");
     assert_eq!(cloud.client.fails("DescribeVolumes", &[("DryRun", "maybe")]).await.0, "InvalidParameterValue");
     cloud.client.ok("DescribeVolumes", &[("Filter.999999999.Name", "size"), ("Filter.999999999.Value.7", "1")]).await;
 }
@@ -83,6 +84,19 @@ async fn only_an_enabled_key_with_the_right_secret_is_let_in() {
     cloud.client.ok("DescribeVolumes", &[]).await;
     db::accounts::set_enabled(&mut conn, ACCOUNT, false).await.unwrap();
     cloud.until("refused", async || cloud.client.call("DescribeVolumes", &[]).await.status == 401).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_request_with_a_made_up_signature_does_not_tell_whether_there_is_the_key() {
+    let cloud = Cloud::start().await;
+    for id in [cloud.client.access_key_id.as_str(), "AKIAIOSFODNN7EXAMPLE"] {
+        let form = format!(
+            "Action=DescribeVolumes&AWSAccessKeyId={id}&SignatureVersion=2&SignatureMethod=HmacSHA256\
+             &Timestamp=2020-01-01T00:00:00Z&Signature={}",
+            "A".repeat(43) + "%3D"
+        );
+        assert_eq!(post(&cloud, form).await.text("Code"), "RequestExpired", "{id}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -52,6 +52,23 @@ async fn tags_are_put_overwritten_listed_and_taken_off_as_aws_does() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_resource_or_a_doomed_tag_that_is_named_twice_counts_once() {
+    let cloud = Cloud::start().await;
+    let client = &cloud.client;
+    let volume = cloud.volume().await;
+    let twice = [("ResourceId.1", volume.as_str()), ("ResourceId.2", &volume)];
+    client.ok("CreateTags", &[&twice[..], &[("Tag.1.Key", "a"), ("Tag.2.Key", "b")]].concat()).await;
+    assert_eq!(tags(client, &volume).await, ["a=", "b="]);
+    let doomed = [("Tag.1.Key", "a"), ("Tag.2.Key", "a"), ("Tag.3.Key", "b"), ("Tag.3.Value", "other")];
+    client.ok("DeleteTags", &[&twice[..], &doomed].concat()).await;
+    assert_eq!(tags(client, &volume).await, ["b="]);
+    let keys: Vec<(String, String)> = (0..1_001).map(|n| (format!("Tag.{n}.Key"), format!("k{n}"))).collect();
+    let mut many = vec![twice[0]];
+    many.extend(keys.iter().map(|(name, key)| (name.as_str(), key.as_str())));
+    assert_eq!(client.fails("DeleteTags", &many).await.0, "InvalidParameterValue");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn refused_tags_change_nothing_on_any_resource() {
     let cloud = Cloud::start().await;
     let client = &cloud.client;
