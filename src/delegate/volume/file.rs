@@ -1,7 +1,8 @@
 //! The `file` driver: volumes and snapshots are sparse files, which needs no kernel module and no root.
 //!
 //! - `volumes/vol-…` and `snapshots/snap-…` under the data directory. A file under its final name is whole, always: a blank
-//!   volume is nothing but its length, and a copy is made in `unfinished/`, synced, then renamed.
+//!   volume is nothing but its length, and a copy is made in `unfinished/`, synced, then renamed. What is answered for is
+//!   durable, also when an earlier try made the change and died before the fsync: what is found as it shall be is synced too.
 //! - A copy is a reflink where the file system can (xfs, btrfs), which is of one instant. Elsewhere it is a sparse copy, and
 //!   the writers must rest meanwhile ([`SnapshotMethod`]). Either way the copy is a file of its own, that outlives its origin.
 //! - Blank volumes take no room before they are written to, so volumes together may be larger than the disk: who gives out
@@ -55,7 +56,10 @@ impl Files {
         }
         let lock = take(data_dir)?;
         remove_unfinished(&unfinished, "")?;
-        sync(data_dir)?;
+        // Names that a predecessor made or removed and did not come to sync are reported from now on.
+        for dir in [data_dir, &volumes, &snapshots] {
+            sync(dir)?;
+        }
         let method = probe(&unfinished)?;
         Ok(Self { volumes, snapshots, unfinished, method, promised: Mutex::new(0), _lock: lock })
     }
@@ -74,7 +78,14 @@ impl Files {
     pub fn ensure_volume(&self, spec: &VolumeSpec) -> Result<()> {
         let path = self.path(&spec.volume);
         match File::options().write(true).open(&path) {
-            Ok(file) => grow(&file, spec.size_bytes).map_err(failed("grow", &path)),
+            Ok(file) => {
+                let settle = || {
+                    grow(&file, spec.size_bytes)?;
+                    file.sync_all()?;
+                    sync(&self.volumes)
+                };
+                settle().map_err(failed("grow", &path))
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => match &spec.snapshot {
                 None => self.blank(&path, spec.size_bytes),
                 Some(snapshot) => self.restore(&path, snapshot, spec),
@@ -87,7 +98,9 @@ impl Files {
     fn blank(&self, path: &Path, size_bytes: u64) -> Result<()> {
         self.promise(0)?;
         let make = || {
-            grow(&create(path)?, size_bytes)?;
+            let file = create(path)?;
+            grow(&file, size_bytes)?;
+            file.sync_all()?;
             sync(&self.volumes)
         };
         make().map_err(|e| {
@@ -121,7 +134,9 @@ impl Files {
     /// Makes the snapshot, or reports of the one that is there.
     pub fn ensure_snapshot(&self, spec: &SnapshotSpec) -> Result<SnapshotReport> {
         let path = self.snapshots.join(spec.snapshot.as_str());
-        if !path.exists() {
+        if path.exists() {
+            sync(&self.snapshots).map_err(failed("sync", &path))?;
+        } else {
             let from = open(&self.path(&spec.volume))?;
             let length = from.metadata().map_err(failed("read", &path))?.len();
             self.duplicate(&from, &path, length)?;
@@ -206,9 +221,8 @@ impl Files {
             // With the dash: an old, short id may be how a long one starts.
             remove_unfinished(&self.unfinished, &format!("{id}-"))?;
             match std::fs::remove_file(&path) {
-                Ok(()) => sync(dir),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-                Err(e) => Err(e),
+                Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+                _ => sync(dir),
             }
         };
         unlink().map_err(failed("remove", &path))
@@ -268,17 +282,18 @@ fn open(path: &Path) -> Result<File> {
     })
 }
 
-/// Gives a file at least this length, durably.
+/// Gives a file at least this length; the caller syncs it.
 fn grow(file: &File, length: u64) -> io::Result<()> {
     if file.metadata()?.len() < length {
         file.set_len(length)?;
-        file.sync_all()?;
     }
     Ok(())
 }
 
 /// Makes the names in a directory durable.
 fn sync(dir: &Path) -> io::Result<()> {
+    #[cfg(test)]
+    tests::before_sync(dir)?;
     File::open(dir)?.sync_all()
 }
 
@@ -315,10 +330,26 @@ fn failed(what: &'static str, path: &Path) -> impl Fn(io::Error) -> DelegateErro
 
 #[cfg(test)]
 mod tests {
+    use std::cell::{Cell, RefCell};
     use std::os::unix::fs::{FileExt, PermissionsExt};
 
     use super::*;
     use crate::delegate::ErrorKind;
+
+    thread_local! {
+        /// The directories that this thread's test has synced.
+        static SYNCED: RefCell<Vec<PathBuf>> = const { RefCell::new(Vec::new()) };
+        /// Whether a sync fails: to the next try it is the same as a process that died before it.
+        static SYNC_FAILS: Cell<bool> = const { Cell::new(false) };
+    }
+
+    pub(super) fn before_sync(dir: &Path) -> io::Result<()> {
+        if SYNC_FAILS.get() {
+            return Err(io::Error::other("no sync in this test"));
+        }
+        SYNCED.with_borrow_mut(|synced| synced.push(dir.to_owned()));
+        Ok(())
+    }
 
     fn volume(size_bytes: u64, snapshot: Option<&SnapshotId>) -> VolumeSpec {
         VolumeSpec { volume: VolumeId::generate(), size_bytes, snapshot: snapshot.cloned() }
@@ -363,6 +394,45 @@ mod tests {
             files.ensure_volume(&VolumeSpec { size_bytes: asked, ..spec.clone() }).unwrap();
             assert_eq!(files.volumes().unwrap(), [(spec.volume.clone(), there)]);
         }
+    }
+
+    #[test]
+    fn what_an_earlier_try_did_not_come_to_sync_is_synced_by_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::open(dir.path()).unwrap();
+        let origin = volume(4096, None);
+        let synced_by = |call: &dyn Fn() -> Result<()>| {
+            SYNCED.take();
+            call().unwrap();
+            SYNCED.take()
+        };
+        assert_eq!(synced_by(&|| files.ensure_volume(&origin)), [files.volumes.as_path()], "one sync, no more");
+
+        let spec = SnapshotSpec { snapshot: SnapshotId::generate(), volume: origin.volume.clone() };
+        let restored = volume(4096, Some(&spec.snapshot));
+        let take = || files.ensure_snapshot(&spec).map(drop);
+        let restore = || files.ensure_volume(&restored);
+        let remove = || files.ensure_no_volume(&restored.volume);
+        let discard = || files.ensure_no_snapshot(&spec.snapshot);
+        let calls: [(&dyn Fn() -> Result<()>, &Path); 4] = [
+            (&take, &files.snapshots),
+            (&restore, &files.volumes),
+            (&remove, &files.volumes),
+            (&discard, &files.snapshots),
+        ];
+        for (call, synced) in calls {
+            SYNC_FAILS.set(true);
+            for _ in 0..2 {
+                assert_eq!(call().unwrap_err().kind, ErrorKind::Retry);
+            }
+            SYNC_FAILS.set(false);
+            assert_eq!(synced_by(call), [synced]);
+        }
+
+        drop(files);
+        SYNCED.take();
+        let files = Files::open(dir.path()).unwrap();
+        assert_eq!(SYNCED.take(), [dir.path(), &files.volumes, &files.snapshots]);
     }
 
     #[test]
