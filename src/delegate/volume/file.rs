@@ -17,7 +17,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
@@ -170,20 +170,29 @@ impl Files {
 
     /// The bytes that can still be given out.
     pub fn free_bytes(&self) -> Result<u64> {
+        self.free_beyond(*self.promised())
+    }
+
+    fn free_beyond(&self, promised: u64) -> Result<u64> {
         let room =
             rustix::fs::statvfs(&self.volumes).map_err(|e| failed("ask the room of", &self.volumes)(e.into()))?;
-        let promised = *self.promised.lock().unwrap_or_else(PoisonError::into_inner);
         Ok((room.f_bavail * room.f_frsize).saturating_sub(RESERVE).saturating_sub(promised))
     }
 
     /// Sets room aside for a copy; what is written of it meanwhile counts twice, which errs on the safe side.
     fn promise(&self, bytes: u64) -> Result<Promise<'_>> {
-        let free = self.free_bytes()?;
+        // Held from the look until the promise: two copies must not be given the same room.
+        let mut promised = self.promised();
+        let free = self.free_beyond(*promised)?;
         if free < bytes.max(1) {
             return Err(DelegateError::no_room(format!("{bytes} bytes are needed, {free} are free")));
         }
-        *self.promised.lock().unwrap_or_else(PoisonError::into_inner) += bytes;
+        *promised += bytes;
         Ok(Promise { files: self, bytes })
+    }
+
+    fn promised(&self) -> MutexGuard<'_, u64> {
+        self.promised.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes `path` a copy of `from`, `length` bytes long, whole or not at all. The temporary name is used once only: should a
@@ -237,7 +246,7 @@ struct Promise<'a> {
 
 impl Drop for Promise<'_> {
     fn drop(&mut self) {
-        *self.files.promised.lock().unwrap_or_else(PoisonError::into_inner) -= self.bytes;
+        *self.files.promised() -= self.bytes;
     }
 }
 
@@ -473,6 +482,28 @@ mod tests {
         let free = files.free_bytes().unwrap();
         let _all = files.promise(free - (free >> 4)).unwrap();
         assert_eq!(files.promise(free >> 2).map(drop).unwrap_err().kind, ErrorKind::NoRoom);
+    }
+
+    #[test]
+    fn of_copies_that_begin_together_each_gets_room_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::open(dir.path()).unwrap();
+        let most = files.free_bytes().unwrap() / 4 * 3;
+        let together = std::sync::Barrier::new(8);
+        for _ in 0..50 {
+            let asks = || {
+                together.wait();
+                let given = files.promise(most);
+                // Nobody gives back what others may still ask for.
+                together.wait();
+                given.is_ok()
+            };
+            let granted = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..8).map(|_| scope.spawn(asks)).collect();
+                threads.into_iter().filter_map(|thread| thread.join().unwrap().then_some(())).count()
+            });
+            assert_eq!(granted, 1);
+        }
     }
 
     #[test]
