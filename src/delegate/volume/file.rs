@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
+use tokio_util::sync::CancellationToken;
 
 use super::copy;
 use crate::delegate::{DelegateError, Result, SnapshotMethod, SnapshotReport, SnapshotSpec, VolumeSpec};
@@ -42,14 +43,17 @@ pub struct Files {
     method: SnapshotMethod,
     /// The bytes that copies at work will have taken when they are done.
     promised: Mutex<u64>,
+    /// When it is cancelled, copies at work end.
+    stop: CancellationToken,
     /// Held for as long as this lives: two delegates with locks of their own on the same files would undo each other's work.
     _lock: File,
 }
 
 impl Files {
     /// Takes the directory over: makes what is missing, removes what unfinished copies left, and tries out how it copies.
-    /// Fails when another delegate has it.
-    pub fn open(data_dir: &Path) -> io::Result<Self> {
+    /// Fails when another delegate has it. Once `stop` is cancelled nothing is copied any more, and copies at work end within a
+    /// moment, unfinished: without that a process could not end before them.
+    pub fn open(data_dir: &Path, stop: CancellationToken) -> io::Result<Self> {
         let [volumes, snapshots, unfinished] = ["volumes", "snapshots", "unfinished"].map(|name| data_dir.join(name));
         for dir in [&volumes, &snapshots, &unfinished] {
             DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
@@ -61,7 +65,7 @@ impl Files {
             sync(dir)?;
         }
         let method = probe(&unfinished)?;
-        Ok(Self { volumes, snapshots, unfinished, method, promised: Mutex::new(0), _lock: lock })
+        Ok(Self { volumes, snapshots, unfinished, method, promised: Mutex::new(0), stop, _lock: lock })
     }
 
     /// How snapshots are taken here.
@@ -211,7 +215,7 @@ impl Files {
                 SnapshotMethod::Atomic if copy::reflink(from, &to)? => {}
                 // Never a copy in place of a reflink that was promised: the writers are not at rest.
                 SnapshotMethod::Atomic => return Err(io::Error::other("the file system no longer reflinks")),
-                SnapshotMethod::Copy => copy::sparse(from, &to)?,
+                SnapshotMethod::Copy => copy::sparse(from, &to, || self.stop.is_cancelled())?,
             }
             grow(&to, length)?;
             to.sync_all()?;
@@ -360,6 +364,10 @@ mod tests {
         Ok(())
     }
 
+    fn open_files(dir: &tempfile::TempDir) -> io::Result<Files> {
+        Files::open(dir.path(), CancellationToken::new())
+    }
+
     fn volume(size_bytes: u64, snapshot: Option<&SnapshotId>) -> VolumeSpec {
         VolumeSpec { volume: VolumeId::generate(), size_bytes, snapshot: snapshot.cloned() }
     }
@@ -372,7 +380,7 @@ mod tests {
     #[test]
     fn a_snapshot_holds_what_was_written_before_it_and_outlives_its_volume() {
         let dir = tempfile::tempdir().unwrap();
-        let files = Files::open(dir.path()).unwrap();
+        let files = open_files(&dir).unwrap();
         let origin = volume(8 << 20, None);
         files.ensure_volume(&origin).unwrap();
         let file = File::options().write(true).open(files.path(&origin.volume)).unwrap();
@@ -396,7 +404,7 @@ mod tests {
     #[test]
     fn a_volume_grows_but_never_shrinks_and_a_torn_blank_one_is_mended() {
         let dir = tempfile::tempdir().unwrap();
-        let files = Files::open(dir.path()).unwrap();
+        let files = open_files(&dir).unwrap();
         let spec = volume(4096, None);
         File::create(files.path(&spec.volume)).unwrap();
         for (asked, there) in [(4096, 4096), (8192, 8192), (4096, 8192)] {
@@ -408,7 +416,7 @@ mod tests {
     #[test]
     fn what_an_earlier_try_did_not_come_to_sync_is_synced_by_the_next() {
         let dir = tempfile::tempdir().unwrap();
-        let files = Files::open(dir.path()).unwrap();
+        let files = open_files(&dir).unwrap();
         let origin = volume(4096, None);
         let synced_by = |call: &dyn Fn() -> Result<()>| {
             SYNCED.take();
@@ -440,14 +448,14 @@ mod tests {
 
         drop(files);
         SYNCED.take();
-        let files = Files::open(dir.path()).unwrap();
+        let files = open_files(&dir).unwrap();
         assert_eq!(SYNCED.take(), [dir.path(), &files.volumes, &files.snapshots]);
     }
 
     #[test]
     fn left_overs_of_unfinished_copies_go_with_their_id_and_at_the_start() {
         let dir = tempfile::tempdir().unwrap();
-        let files = Files::open(dir.path()).unwrap();
+        let files = open_files(&dir).unwrap();
         let (short, long) = ("vol-01234567", "vol-0123456789abcdef0");
         for id in [short, long] {
             std::fs::write(files.unfinished.join(format!("{id}-0123")), "half").unwrap();
@@ -457,13 +465,13 @@ mod tests {
             assert_eq!(unfinished(&files), [format!("{long}-0123")]);
         }
         drop(files);
-        assert_eq!(unfinished(&Files::open(dir.path()).unwrap()), [""; 0]);
+        assert_eq!(unfinished(&open_files(&dir).unwrap()), [""; 0]);
     }
 
     #[test]
     fn what_cannot_be_met_is_said_so_and_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let files = Files::open(dir.path()).unwrap();
+        let files = open_files(&dir).unwrap();
         let snapshot = SnapshotId::generate();
         let kind = |result: Result<()>| result.unwrap_err().kind;
         assert_eq!(kind(files.ensure_volume(&volume(4096, Some(&snapshot)))), ErrorKind::Fatal);
@@ -478,7 +486,7 @@ mod tests {
     #[test]
     fn a_copy_is_refused_when_the_room_for_it_is_promised_to_others() {
         let dir = tempfile::tempdir().unwrap();
-        let files = Files::open(dir.path()).unwrap();
+        let files = open_files(&dir).unwrap();
         let free = files.free_bytes().unwrap();
         let _all = files.promise(free - (free >> 4)).unwrap();
         assert_eq!(files.promise(free >> 2).map(drop).unwrap_err().kind, ErrorKind::NoRoom);
@@ -487,7 +495,7 @@ mod tests {
     #[test]
     fn of_copies_that_begin_together_each_gets_room_of_its_own() {
         let dir = tempfile::tempdir().unwrap();
-        let files = Files::open(dir.path()).unwrap();
+        let files = open_files(&dir).unwrap();
         let most = files.free_bytes().unwrap() / 4 * 3;
         let together = std::sync::Barrier::new(8);
         for _ in 0..50 {
@@ -509,9 +517,9 @@ mod tests {
     #[test]
     fn two_delegates_cannot_have_one_directory() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Files::open(dir.path()).unwrap();
-        assert!(Files::open(dir.path()).unwrap_err().to_string().contains("another delegate"));
+        let first = open_files(&dir).unwrap();
+        assert!(open_files(&dir).unwrap_err().to_string().contains("another delegate"));
         drop(first);
-        Files::open(dir.path()).unwrap();
+        open_files(&dir).unwrap();
     }
 }
