@@ -184,3 +184,16 @@ def read_env(path):
     """The variables of a file of `export NAME=VALUE` lines."""
     words = [word for word in shlex.split(Path(path).read_text()) if word != "export"]
     return dict(word.split("=", 1) for word in words)
+
+
+def toml(settings):
+    """Settings as the text of a TOML file, all in inline tables and arrays."""
+    return "".join(f"{name} = {inline(value)}\n" for name, value in settings.items())
+
+
+def inline(value):
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{name} = {inline(item)}" for name, item in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(inline, value)) + "]"
+    return json.dumps(value)

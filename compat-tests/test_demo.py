@@ -4,7 +4,6 @@ The second takes what a killed `vbs dev` left running, its Postgres, its tgtd an
 that share nothing but a key, and gives all back to a `vbs dev` in the end. So both must agree on everything that is kept.
 """
 
-import json
 import os
 import secrets
 import subprocess
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from conftest import Account, boto3_client, remove_volume, wait
-from running import PROGRAM, REPOSITORY, Dev, Process, directory, free_port, until
+from running import PROGRAM, REPOSITORY, Dev, Process, directory, free_port, toml, until
 
 
 @pytest.fixture(scope="module")
@@ -81,19 +80,6 @@ class Separate:
     def __exit__(self, kind, *_):
         for process in reversed(self.processes):
             process.stop() if kind is None else process.kill()
-
-
-def toml(settings):
-    """Settings as TOML: all in inline tables, which JSON is but for the colons."""
-    return "".join(f"{name} = {inline(value)}\n" for name, value in settings.items())
-
-
-def inline(value):
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{name} = {inline(item)}" for name, item in value.items()) + " }"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(inline, value)) + "]"
-    return json.dumps(value)
 
 
 def client_of(env):

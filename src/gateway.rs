@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use hyper::StatusCode;
+use hyper::header::{ALLOW, HeaderValue};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -163,7 +164,12 @@ impl Front {
 
 fn xml(status: u16, body: String) -> Response {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    Response::new(status, "text/xml;charset=UTF-8", body)
+    let mut response = Response::new(status, "text/xml;charset=UTF-8", body);
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        // RFC 9110, section 15.5.6: it must be told.
+        response.headers.insert(ALLOW, HeaderValue::from_static("GET, POST"));
+    }
+    response
 }
 
 fn plain(status: StatusCode, text: &'static str) -> Response {

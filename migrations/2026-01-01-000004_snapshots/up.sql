@@ -12,8 +12,6 @@ CREATE TABLE snapshots (
     state_reason text,
     progress integer NOT NULL DEFAULT 0 CHECK (progress BETWEEN 0 AND 100),
     started_at timestamptz NOT NULL DEFAULT date_trunc('milliseconds', now()),
-    -- When the driver had the volume's bytes of one instant; from then on the volume may change.
-    cut_at timestamptz,
     completed_at timestamptz,
     -- The bytes of it that hold data, known once it is completed.
     data_bytes bigint CHECK (data_bytes >= 0),

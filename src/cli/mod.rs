@@ -84,17 +84,19 @@ pub async fn postgres() -> Result {
     Ok(postgres::serve_until_stdin_closes().await?)
 }
 
-/// A token that is cancelled at the first SIGTERM or SIGINT.
+/// A token that is cancelled at the first SIGTERM, SIGINT or, when the terminal is closed, SIGHUP.
 fn stop_signal() -> std::io::Result<CancellationToken> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
     let stop = CancellationToken::new();
     let stopper = stop.clone();
     tokio::spawn(async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            _ = hang_up.recv() => {}
         }
         tracing::info!("stopping");
         stopper.cancel();

@@ -38,9 +38,9 @@ pub struct DescribedInstance {
     /// Whether the volumes go with the instance.
     pub delete_on_termination: Option<Vec<bool>>,
     /// The keys of its tags, sorted.
-    pub tag_keys: Option<Vec<String>>,
+    pub tag_keys: Vec<String>,
     /// Their values, in the order of the keys.
-    pub tag_values: Option<Vec<String>>,
+    pub tag_values: Vec<String>,
 }
 
 type Row = (
@@ -56,23 +56,23 @@ type Row = (
     Nullable<Array<Text>>,
     Nullable<Array<Timestamptz>>,
     Nullable<Array<diesel::sql_types::Bool>>,
-    Nullable<Array<Text>>,
-    Nullable<Array<Text>>,
+    Array<Text>,
+    Array<Text>,
 );
 
 /// The expression of an instance's id, for tags; conditions may also use the alias `i` (instances).
 const ID: &str = "i.id";
 
 const SELECT: &str = "SELECT i.id, i.zone, i.machine, i.state, i.vcpus, i.memory_mib, i.launched_at, \
-    d.volume_ids, d.devices, d.states, d.attached_at, d.delete_on_termination, g.keys, g.vals \
+    d.volume_ids, d.devices, d.states, d.attached_at, d.delete_on_termination, \
+    ARRAY(SELECT key FROM tags WHERE resource_id = i.id ORDER BY key), \
+    ARRAY(SELECT value FROM tags WHERE resource_id = i.id ORDER BY key) \
     FROM instances i \
     LEFT JOIN LATERAL (SELECT array_agg(volume_id ORDER BY device_key) AS volume_ids, \
         array_agg(device ORDER BY device_key) AS devices, array_agg(state ORDER BY device_key) AS states, \
         array_agg(attached_at ORDER BY device_key) AS attached_at, \
         array_agg(delete_on_termination ORDER BY device_key) AS delete_on_termination \
         FROM attachments WHERE instance_id = i.id AND state <> 'detached') d ON true \
-    LEFT JOIN LATERAL (SELECT array_agg(key ORDER BY key) AS keys, array_agg(value ORDER BY key) AS vals \
-        FROM tags WHERE resource_id = i.id) g ON true \
     WHERE i.account_id = ";
 
 /// The instances of these ids that the account has. Who is missing is not there.
@@ -82,12 +82,10 @@ pub async fn by_ids(
     ids: &[InstanceId],
     conditions: &[Condition],
 ) -> Result<Vec<DescribedInstance>> {
-    let ids: Vec<&str> = ids.iter().map(InstanceId::as_str).collect();
     let query: Select<Row> = Select::new(SELECT)
         .text(account_id)
-        .sql(" AND i.id = ANY(")
-        .texts(&ids)
-        .sql(")")
+        .sql(" AND i.id")
+        .one_of(ids)
         .conditions(conditions, ID)
         .sql(" ORDER BY i.id");
     Ok(query.load(conn).await?)

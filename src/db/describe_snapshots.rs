@@ -36,9 +36,9 @@ pub struct DescribedSnapshot {
     /// The bytes of it that hold data.
     pub data_bytes: Option<i64>,
     /// The keys of its tags, sorted.
-    pub tag_keys: Option<Vec<String>>,
+    pub tag_keys: Vec<String>,
     /// Their values, in the order of the keys.
-    pub tag_values: Option<Vec<String>>,
+    pub tag_values: Vec<String>,
 }
 
 type Row = (
@@ -53,18 +53,18 @@ type Row = (
     Timestamptz,
     Nullable<Timestamptz>,
     Nullable<Int8>,
-    Nullable<Array<Text>>,
-    Nullable<Array<Text>>,
+    Array<Text>,
+    Array<Text>,
 );
 
 /// The expression of a snapshot's id, for tags; conditions may also use the alias `s` (snapshots).
 const ID: &str = "s.id";
 
 const SELECT: &str = "SELECT s.id, s.volume_id, s.volume_size_gib, s.description, s.encrypted, s.state, s.state_reason, \
-    s.progress, s.started_at, s.completed_at, s.data_bytes, g.keys, g.vals \
+    s.progress, s.started_at, s.completed_at, s.data_bytes, \
+    ARRAY(SELECT key FROM tags WHERE resource_id = s.id ORDER BY key), \
+    ARRAY(SELECT value FROM tags WHERE resource_id = s.id ORDER BY key) \
     FROM snapshots s \
-    LEFT JOIN LATERAL (SELECT array_agg(key ORDER BY key) AS keys, array_agg(value ORDER BY key) AS vals \
-        FROM tags WHERE resource_id = s.id) g ON true \
     WHERE s.account_id = ";
 
 /// The snapshots of these ids that the account has. Who is missing is not there.
@@ -74,12 +74,10 @@ pub async fn by_ids(
     ids: &[SnapshotId],
     conditions: &[Condition],
 ) -> Result<Vec<DescribedSnapshot>> {
-    let ids: Vec<&str> = ids.iter().map(SnapshotId::as_str).collect();
     let query: Select<Row> = Select::new(SELECT)
         .text(account_id)
-        .sql(" AND s.state <> 'deleting' AND s.id = ANY(")
-        .texts(&ids)
-        .sql(")")
+        .sql(" AND s.state <> 'deleting' AND s.id")
+        .one_of(ids)
         .conditions(conditions, ID)
         .sql(" ORDER BY s.id");
     Ok(query.load(conn).await?)

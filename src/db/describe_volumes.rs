@@ -48,9 +48,9 @@ pub struct DescribedVolume {
     /// Whether the volume goes with the instance.
     pub delete_on_termination: Option<bool>,
     /// The keys of its tags, sorted.
-    pub tag_keys: Option<Vec<String>>,
+    pub tag_keys: Vec<String>,
     /// Their values, in the order of the keys.
-    pub tag_values: Option<Vec<String>>,
+    pub tag_values: Vec<String>,
 }
 
 type Row = (
@@ -71,8 +71,8 @@ type Row = (
     Nullable<Text>,
     Nullable<Timestamptz>,
     Nullable<Bool>,
-    Nullable<Array<Text>>,
-    Nullable<Array<Text>>,
+    Array<Text>,
+    Array<Text>,
 );
 
 /// The expression of a volume's id, for tags; conditions may also use the aliases `v` (volumes) and `a` (attachments).
@@ -80,11 +80,11 @@ const ID: &str = "v.id";
 
 const SELECT: &str = "SELECT v.id, v.size_gib, v.snapshot_id, v.zone, v.state, v.created_at, v.volume_type, v.iops, \
     v.throughput, v.initialization_rate, v.encrypted, v.multi_attach, \
-    a.instance_id, a.device, a.state, a.attached_at, a.delete_on_termination, g.keys, g.vals \
+    a.instance_id, a.device, a.state, a.attached_at, a.delete_on_termination, \
+    ARRAY(SELECT key FROM tags WHERE resource_id = v.id ORDER BY key), \
+    ARRAY(SELECT value FROM tags WHERE resource_id = v.id ORDER BY key) \
     FROM volumes v \
     LEFT JOIN attachments a ON a.volume_id = v.id AND a.state <> 'detached' \
-    LEFT JOIN LATERAL (SELECT array_agg(key ORDER BY key) AS keys, array_agg(value ORDER BY key) AS vals \
-        FROM tags WHERE resource_id = v.id) g ON true \
     WHERE v.account_id = ";
 
 /// The volumes of these ids that the account has. Who is missing is not there.
@@ -94,12 +94,10 @@ pub async fn by_ids(
     ids: &[VolumeId],
     conditions: &[Condition],
 ) -> Result<Vec<DescribedVolume>> {
-    let ids: Vec<&str> = ids.iter().map(VolumeId::as_str).collect();
     let query: Select<Row> = Select::new(SELECT)
         .text(account_id)
-        .sql(" AND v.state <> 'deleted' AND v.id = ANY(")
-        .texts(&ids)
-        .sql(")")
+        .sql(" AND v.state <> 'deleted' AND v.id")
+        .one_of(ids)
         .conditions(conditions, ID)
         .sql(" ORDER BY v.id");
     Ok(query.load(conn).await?)

@@ -51,6 +51,10 @@ pub enum Error {
 /// What the functions here answer.
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// How long a transaction may rest: a caller that hangs up leaves one open, with its locks, until its connection is taken
+/// from the pool again.
+const IDLE_IN_TRANSACTION: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// A bounded pool of connections.
 #[derive(Clone)]
 pub struct Pool(Deadpool<AsyncPgConnection>);
@@ -80,7 +84,12 @@ impl Pool {
 /// A connection on which no statement runs for ever: filters are the callers' own patterns, over as many rows as they have.
 async fn establish_bounded(url: String) -> diesel::ConnectionResult<AsyncPgConnection> {
     let mut conn = AsyncPgConnection::establish(&url).await?;
-    let set = format!("SET statement_timeout = {}", STATEMENT_TIMEOUT.as_millis());
+    let set = format!(
+        "SELECT set_config('statement_timeout', '{}', false), \
+         set_config('idle_in_transaction_session_timeout', '{}', false)",
+        STATEMENT_TIMEOUT.as_millis(),
+        IDLE_IN_TRANSACTION.as_millis(),
+    );
     diesel_async::RunQueryDsl::execute(diesel::sql_query(set), &mut conn)
         .await
         .map_err(diesel::ConnectionError::CouldntSetupConfiguration)?;

@@ -74,7 +74,6 @@ diesel::table! {
         state_reason -> Nullable<Text>,
         progress -> Int4,
         started_at -> Timestamptz,
-        cut_at -> Nullable<Timestamptz>,
         completed_at -> Nullable<Timestamptz>,
         data_bytes -> Nullable<Int8>,
     }

@@ -35,8 +35,6 @@ pub struct Snapshot {
     pub progress: i32,
     /// When it was asked for.
     pub started_at: DateTime<Utc>,
-    /// When the bytes of one instant were safe.
-    pub cut_at: Option<DateTime<Utc>>,
     /// When it was whole.
     pub completed_at: Option<DateTime<Utc>>,
     /// The bytes of it that hold data.
@@ -86,18 +84,16 @@ pub async fn count_pending(conn: &mut Conn, volume: &VolumeId) -> Result<i64> {
         .await?)
 }
 
-/// Records that what is written to the volume from now on is not in the snapshot.
-pub async fn set_cut(conn: &mut Conn, id: &SnapshotId) -> Result<()> {
-    diesel::update(snapshots::table.find(id)).set(snapshots::cut_at.eq(diesel::dsl::now)).execute(conn).await?;
-    Ok(())
+/// Whether the snapshot is still being taken.
+pub async fn is_pending(conn: &mut Conn, id: &SnapshotId) -> Result<bool> {
+    let pending = snapshots::id.eq(id).and(snapshots::state.eq(SnapshotState::Pending));
+    Ok(diesel::select(diesel::dsl::exists(snapshots::table.filter(pending))).get_result(conn).await?)
 }
 
-/// Whether the bytes of the snapshot are settled: it is cut, or will never be.
-pub async fn is_cut(conn: &mut Conn, id: &SnapshotId) -> Result<bool> {
-    let pending = snapshots::state.eq(SnapshotState::Pending).and(snapshots::cut_at.is_null());
-    Ok(!diesel::select(diesel::dsl::exists(snapshots::table.filter(snapshots::id.eq(id).and(pending))))
-        .get_result::<bool>(conn)
-        .await?)
+/// The snapshot, its row locked until the transaction ends.
+pub async fn hold(conn: &mut Conn, id: &SnapshotId) -> Result<Option<Snapshot>> {
+    let row = snapshots::table.find(id).select(Snapshot::as_select()).for_no_key_update().first(conn).await;
+    Ok(row.optional()?)
 }
 
 /// Records that a pending snapshot is whole. One whose deletion was asked for meanwhile stays `deleting`.
@@ -106,7 +102,6 @@ pub async fn set_completed(conn: &mut Conn, id: &SnapshotId, data_bytes: i64) ->
         .set((
             snapshots::state.eq(SnapshotState::Completed),
             snapshots::progress.eq(100),
-            snapshots::cut_at.eq(diesel::dsl::sql("coalesce(cut_at, now())")),
             snapshots::completed_at.eq(diesel::dsl::now),
             snapshots::data_bytes.eq(data_bytes),
         ))

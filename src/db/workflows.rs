@@ -116,14 +116,14 @@ pub async fn claim(conn: &mut Conn, owner: &str, lease_s: i64, limit: i64) -> Re
     Ok(diesel::sql_query(
         "UPDATE workflows SET lease_owner = $1, lease_until = now() + make_interval(secs => $2), \
          lease_generation = nextval('lease_generations') \
-         WHERE id IN (SELECT id FROM workflows w \
+         WHERE id = ANY (ARRAY(SELECT id FROM workflows w \
             WHERE finished_at IS NULL AND not_before <= now() AND (lease_until IS NULL OR lease_until < now()) \
             AND NOT EXISTS (SELECT FROM workflows older \
                 WHERE older.volume_id = w.volume_id AND older.finished_at IS NULL AND older.id < w.id \
                 AND 'delete_snapshot' NOT IN (w.kind, older.kind) \
                 AND NOT (w.kind IN ('create_snapshot', 'detach_volume') \
                     AND older.kind IN ('create_snapshot', 'detach_volume'))) \
-            ORDER BY not_before LIMIT $3 FOR UPDATE SKIP LOCKED) \
+            ORDER BY not_before LIMIT $3 FOR UPDATE SKIP LOCKED)) \
          RETURNING *",
     )
     .bind::<Text, _>(owner)
@@ -220,12 +220,13 @@ pub async fn release_all(conn: &mut Conn, owner: &str) -> Result<usize> {
         .await?)
 }
 
-/// Turns a workflow back, for the reason given.
+/// Turns a workflow back, for the reason given, and makes it due.
 pub async fn turn(conn: &mut Conn, id: i64, generation: i64, reason: &str) -> Result<bool> {
     let rows = diesel::update(workflows::table.find(id))
         .filter(workflows::lease_generation.eq(generation).and(workflows::finished_at.is_null()))
         .set((
             workflows::direction.eq("backward"),
+            workflows::not_before.eq(diesel::dsl::now),
             workflows::error.eq(reason),
             workflows::attempts.eq(0),
             workflows::failing_since.eq(None::<DateTime<Utc>>),
@@ -233,6 +234,18 @@ pub async fn turn(conn: &mut Conn, id: i64, generation: i64, reason: &str) -> Re
         .execute(conn)
         .await?;
     Ok(rows == 1)
+}
+
+/// The kind of the workflow that is live for a lock key, its row locked: whoever changes the resource and its workflow
+/// locks the workflow first, as the engine does when it ends one.
+pub async fn lock_live(conn: &mut Conn, lock_key: &str) -> Result<Option<String>> {
+    Ok(workflows::table
+        .filter(workflows::lock_key.eq(lock_key).and(workflows::finished_at.is_null()))
+        .select(workflows::kind)
+        .for_no_key_update()
+        .first(conn)
+        .await
+        .optional()?)
 }
 
 /// Turns back the live workflow of a lock key, if it is of this kind and still runs forward, because its caller has changed
@@ -331,15 +344,6 @@ pub async fn show(conn: &mut Conn, id: i64) -> Result<Option<(Workflow, Vec<Even
 pub async fn any_live_of_volume(conn: &mut Conn, volume: &VolumeId) -> Result<bool> {
     Ok(diesel::select(diesel::dsl::exists(
         workflows::table.filter(workflows::volume_id.eq(volume).and(workflows::finished_at.is_null())),
-    ))
-    .get_result(conn)
-    .await?)
-}
-
-/// Whether a workflow of this lock key is live.
-pub async fn any_live_of_key(conn: &mut Conn, lock_key: &str) -> Result<bool> {
-    Ok(diesel::select(diesel::dsl::exists(
-        workflows::table.filter(workflows::lock_key.eq(lock_key).and(workflows::finished_at.is_null())),
     ))
     .get_result(conn)
     .await?)

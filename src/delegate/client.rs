@@ -35,8 +35,8 @@ use crate::sigv4;
 
 /// For the TCP connection and the TLS handshake.
 const CONNECT: Duration = Duration::from_secs(5);
-/// For verbs that copy whole volumes.
-const LONG: Duration = Duration::from_secs(600);
+/// For verbs that copy whole volumes, which takes hours for the biggest.
+const LONG: Duration = Duration::from_secs(5 * 3600);
 /// For verbs that only change things; they may wait for an earlier call, a guest or a session.
 const SHORT: Duration = Duration::from_secs(60);
 /// For a look.

@@ -93,7 +93,7 @@ impl<D: ?Sized + Send + Sync + 'static> Guarded<D> {
         };
         let held = tokio::time::timeout(self.lock_wait, lock_all)
             .await
-            .map_err(|_| DelegateError::retry(format!("an earlier call on {fenced} is still at work")))?;
+            .map_err(|_| DelegateError::busy(format!("an earlier call on {fenced} is still at work")))?;
         let (fence, fenced, work) = (Arc::clone(&self.fence), (*fenced).to_owned(), call(Arc::clone(&self.inner)));
         let task = tokio::spawn(async move {
             let _held = held;

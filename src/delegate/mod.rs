@@ -229,6 +229,8 @@ pub struct DelegateError {
 pub enum ErrorKind {
     /// It may go better later: a time-out, a node that is away, a tool that lost a race.
     Retry,
+    /// An earlier call is still at work on the same thing, for as long as it takes: nothing is wrong.
+    Busy,
     /// It will not go better: the request itself cannot be met.
     Fatal,
     /// There is no room for it (`InsufficientVolumeCapacity`).
@@ -241,6 +243,11 @@ impl DelegateError {
     /// An error worth another try.
     pub fn retry(message: impl Into<String>) -> Self {
         Self { kind: ErrorKind::Retry, message: message.into() }
+    }
+
+    /// Not an error: an earlier call is still at work.
+    pub fn busy(message: impl Into<String>) -> Self {
+        Self { kind: ErrorKind::Busy, message: message.into() }
     }
 
     /// An error that no other try mends.

@@ -48,7 +48,7 @@ pub struct PauseSpec {
 /// The status that goes with an error, for those who read logs; the client reads the body.
 pub fn status(error: &DelegateError) -> StatusCode {
     match error.kind {
-        ErrorKind::Retry => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorKind::Retry | ErrorKind::Busy => StatusCode::SERVICE_UNAVAILABLE,
         ErrorKind::Fatal => StatusCode::UNPROCESSABLE_ENTITY,
         ErrorKind::NoRoom => StatusCode::INSUFFICIENT_STORAGE,
         ErrorKind::Stale => StatusCode::CONFLICT,

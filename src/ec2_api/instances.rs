@@ -93,7 +93,7 @@ fn instance(xml: &mut Xml, row: &DescribedInstance, region: &Region) {
         .text("rootDeviceName", "/dev/sda1");
     xml.set("blockDeviceMapping", 0..row.volume_ids.as_ref().map_or(0, Vec::len), |xml, at| mapping(xml, row, at));
     xml.text("virtualizationType", "hvm");
-    tags::set(xml, row.tag_keys.as_deref(), row.tag_values.as_deref());
+    tags::set(xml, &row.tag_keys, &row.tag_values);
     xml.text("hypervisor", "xen");
     xml.element("cpuOptions", |xml| {
         xml.plain("coreCount", row.vcpus).plain("threadsPerCore", 1);

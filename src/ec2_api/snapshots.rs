@@ -25,10 +25,10 @@ use super::{Api, Call, tags, volumes};
 const PAGES: PageRules = PageRules { ids_set: "snapshotIdsSet", kind: "snapshot", zero_is_none: true };
 /// The most snapshots of one volume that are being taken at once.
 const MAX_PENDING: i64 = 5;
-/// How long an answer waits for the cut; far from the time after which clients ask again.
-const CUT_PATIENCE: Duration = Duration::from_secs(10);
+/// How long an answer waits for the snapshot; far from the time after which clients ask again.
+const TAKEN_PATIENCE: Duration = Duration::from_secs(10);
 /// How often it looks.
-const CUT_POLL: Duration = Duration::from_millis(10);
+const TAKEN_POLL: Duration = Duration::from_millis(10);
 /// The most characters of a description.
 const MAX_DESCRIPTION: usize = 255;
 
@@ -103,25 +103,26 @@ pub async fn create(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
         .await?;
     api.wake.wake();
     drop(conn);
-    await_cut(api, &row.id).await;
+    await_taken(api, &row.id).await;
     Ok(render(call, &row, &tags))
 }
 
-/// Waits, for a while, until what is written from now on is no longer in the snapshot: whoever froze a filesystem for it
-/// thaws it as soon as this call is answered. EC2 cuts at the call; we answer at the cut.
-async fn await_cut(api: &Api, id: &SnapshotId) {
-    let cut = async {
+/// Waits, for a while, until the snapshot is taken: whoever froze a filesystem for it thaws it as soon as this call is
+/// answered, and what is written then must not be in it. EC2 cuts at the call; we answer after the cut. The answer says
+/// `pending` all the same, which is what clients expect.
+async fn await_taken(api: &Api, id: &SnapshotId) {
+    let taken = async {
         loop {
-            let asked = async { rows::is_cut(&mut *api.pool.get().await?, id).await };
+            let asked = async { rows::is_pending(&mut *api.pool.get().await?, id).await };
             // Whether it can be asked or not, the snapshot is accepted, and the answer must say so.
-            if asked.await.unwrap_or(true) {
+            if !asked.await.unwrap_or(false) {
                 return;
             }
-            tokio::time::sleep(CUT_POLL).await;
+            tokio::time::sleep(TAKEN_POLL).await;
         }
     };
-    if tokio::time::timeout(CUT_PATIENCE, cut).await.is_err() {
-        tracing::warn!(snapshot = %id, "answered before the cut");
+    if tokio::time::timeout(TAKEN_PATIENCE, taken).await.is_err() {
+        tracing::info!(snapshot = %id, "answered while it is still being taken");
     }
 }
 
@@ -247,7 +248,7 @@ fn item(xml: &mut Xml, row: &DescribedSnapshot, account: &str) {
         .plain("volumeSize", row.volume_size_gib)
         .text("description", &row.description)
         .plain("encrypted", row.encrypted);
-    tags::set(xml, row.tag_keys.as_deref(), row.tag_values.as_deref());
+    tags::set(xml, &row.tag_keys, &row.tag_values);
     xml.text("storageTier", "standard").text("transferType", "standard");
     if let Some(at) = row.completed_at {
         xml.time("completionTime", at).optional_plain("fullSnapshotSizeInBytes", row.data_bytes);

@@ -22,8 +22,8 @@ const FILTERS: [&str; 5] = ["key", "resource-id", "resource-type", "tag:", "valu
 const MAX_RESOURCES: usize = 1_000;
 
 /// The `tagSet` of a describe: absent when there are no tags, which is what boto3 takes for "no tags".
-pub fn set(xml: &mut Xml, keys: Option<&[String]>, values: Option<&[String]>) {
-    if let (Some(keys), Some(values)) = (keys, values) {
+pub fn set(xml: &mut Xml, keys: &[String], values: &[String]) {
+    if !keys.is_empty() {
         xml.set("tagSet", keys.iter().zip(values), |xml, (key, value)| {
             xml.text("key", key).text("value", value);
         });

@@ -125,7 +125,7 @@ fn item(xml: &mut Xml, row: &DescribedVolume, account: &str, region: &Region) {
         .plain("status", row.state)
         .time("createTime", row.created_at)
         .element("attachmentSet", |xml| attachment(xml, row));
-    tags::set(xml, row.tag_keys.as_deref(), row.tag_values.as_deref());
+    tags::set(xml, &row.tag_keys, &row.tag_values);
     xml.plain("volumeType", &row.volume_type)
         .optional_plain("iops", row.iops)
         .plain("encrypted", row.encrypted)

@@ -76,7 +76,7 @@ impl Workflow for CreateSnapshot {
 
     /// The snapshot could not be taken, or its owner did not wait for it.
     async fn record_undone(&self, conn: &mut Conn, reason: &str) -> db::Result<()> {
-        match snapshots::find(conn, &self.snapshot).await? {
+        match snapshots::hold(conn, &self.snapshot).await? {
             Some(row) if row.state == SnapshotState::Deleting => snapshots::delete(conn, &self.snapshot).await,
             _ => snapshots::set_error(conn, &self.snapshot, reason).await,
         }
@@ -102,8 +102,6 @@ async fn cut(run: &Run<'_>, node: &str, spec: &SnapshotSpec) -> Result<SnapshotR
         hypervisor.ensure_paused(run.generation, &disk.1, PAUSE_S).await?;
         paused.push(disk);
     }
-    // Nobody writes any more: the caller may be told.
-    snapshots::set_cut(&mut *run.conn().await?, &spec.snapshot).await?;
     let copied = while_paused(run, &paused, storage.ensure_snapshot(run.generation, spec)).await;
     let mut held = Ok(());
     for (node, disk) in &paused {

@@ -61,7 +61,7 @@ impl Workflow for CreateVolume {
 
     /// The volume could not be made, or its owner did not wait for it.
     async fn record_undone(&self, conn: &mut Conn, reason: &str) -> db::Result<()> {
-        match volumes::find(conn, &self.volume).await? {
+        match volumes::hold(conn, &self.volume).await? {
             Some(row) if row.state == VolumeState::Deleting => volumes::set_deleted(conn, &self.volume).await,
             _ => volumes::set_error(conn, &self.volume, reason).await,
         }

@@ -26,11 +26,12 @@ pub(super) enum Step {
 /// Locks the workflow's row before the snapshot's, as the engine does.
 pub async fn start(conn: &mut Conn, snapshot: &SnapshotId, volume: &VolumeId) -> db::Result<bool> {
     let key = snapshot.as_str();
-    let unmaking = workflows::cancel(conn, key, create_snapshot::KIND, "deleted before it was taken").await?;
+    let live = workflows::lock_live(conn, key).await?;
+    workflows::cancel(conn, key, create_snapshot::KIND, "deleted before it was taken").await?;
     if !snapshots::set_deleting(conn, snapshot).await? {
         return Ok(false);
     }
-    if !unmaking && !workflows::any_live_of_key(conn, key).await? {
+    if live.is_none() {
         let params = serde_json::json!({ "snapshot": snapshot });
         workflows::enqueue(conn, KIND, key, volume, &params).await?;
     }

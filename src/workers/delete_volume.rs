@@ -25,12 +25,13 @@ pub(super) enum Step {
 ///
 /// Locks the workflow's row before the volume's, as the engine does.
 pub async fn start(conn: &mut Conn, volume: &VolumeId) -> db::Result<bool> {
-    let unmaking = workflows::cancel(conn, volume.as_str(), create_volume::KIND, "deleted before it was made").await?;
+    let live = workflows::lock_live(conn, volume.as_str()).await?;
+    workflows::cancel(conn, volume.as_str(), create_volume::KIND, "deleted before it was made").await?;
     let from = [VolumeState::Creating, VolumeState::Available, VolumeState::Error];
     if !volumes::swap_state(conn, volume, &from, VolumeState::Deleting).await? {
         return Ok(false);
     }
-    if !unmaking && !workflows::any_live_of_key(conn, volume.as_str()).await? {
+    if live.is_none() {
         let params = serde_json::json!({ "volume": volume });
         workflows::enqueue(conn, KIND, volume.as_str(), volume, &params).await?;
     }

@@ -33,11 +33,12 @@ pub(super) enum Step {
 /// Locks the workflow's row before the attachment's, as the engine does.
 pub async fn start(conn: &mut Conn, attachment: Uuid, volume: &VolumeId, force: bool) -> db::Result<bool> {
     let key = volume.as_str();
-    let unmaking = workflows::cancel(conn, key, attach_volume::KIND, "detached before it was attached").await?;
+    let live = workflows::lock_live(conn, key).await?;
+    workflows::cancel(conn, key, attach_volume::KIND, "detached before it was attached").await?;
     let from = [AttachmentState::Attaching, AttachmentState::Attached];
     let begun = attachments::swap_state(conn, attachment, &from, AttachmentState::Detaching).await?;
     let forced = force && attachments::set_force(conn, attachment).await?;
-    if begun && !unmaking && !workflows::any_live_of_key(conn, key).await? {
+    if begun && live.is_none() {
         let params = serde_json::json!({ "attachment": attachment });
         workflows::enqueue(conn, KIND, key, volume, &params).await?;
     } else if forced {

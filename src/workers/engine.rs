@@ -22,8 +22,9 @@ use crate::db::workflows::{self, Workflow as Row};
 use crate::db::{self, Conn};
 use crate::delegate::{DelegateError, ErrorKind, Generation};
 
-/// The last resort against a step that hangs: every command and network call in it has a shorter time-out of its own.
-const STEP_TIMEOUT: Duration = Duration::from_secs(900);
+/// The last resort against a step that hangs: every command and network call in it has a shorter time-out of its own. A
+/// copy of a big volume takes hours.
+const STEP_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
 
 /// The longest pause between two tries.
 const MAX_BACKOFF_MS: i32 = 15_000;
@@ -85,6 +86,8 @@ pub(super) enum StepError {
     Wait(String),
     /// It will not go better.
     Fail(String),
+    /// A node has seen a newer generation.
+    Stale(String),
     /// Another worker has taken over.
     Ghost,
 }
@@ -93,9 +96,10 @@ impl From<DelegateError> for StepError {
     fn from(error: DelegateError) -> Self {
         match error.kind {
             ErrorKind::Retry => Self::Retry(error.message),
+            ErrorKind::Busy => Self::Wait(error.message),
             ErrorKind::Fatal => Self::Fail(error.message),
             ErrorKind::NoRoom => Self::Fail(format!("InsufficientVolumeCapacity: {}", error.message)),
-            ErrorKind::Stale => Self::Ghost,
+            ErrorKind::Stale => Self::Stale(error.message),
         }
     }
 }
@@ -245,6 +249,19 @@ async fn failed(context: &Context, row: &Row, step: &str, error: StepError, on_f
     let mut conn = context.pool.get().await?;
     let (reason, turn_now) = match error {
         StepError::Ghost => return Ok(Held::Lost),
+        StepError::Stale(reason) => {
+            let lease_s = i64::try_from(context.settings.lease_s).unwrap_or(i64::MAX);
+            if !workflows::renew(&mut conn, row.id, row.lease_generation, lease_s).await? {
+                return Ok(Held::Lost);
+            }
+            (
+                format!(
+                    "{}; yet the lease is ours. Was the database restored? See docs/operations.md",
+                    legible(&reason)
+                ),
+                false,
+            )
+        }
         StepError::Wait(reason) => {
             let reason = legible(&reason);
             let delay = backoff_ms(row.attempts).min(MAX_WAIT_MS);
@@ -258,19 +275,25 @@ async fn failed(context: &Context, row: &Row, step: &str, error: StepError, on_f
     warn!(step, reason, "a step failed");
     note(&mut conn, row, step, "failed", &reason).await?;
     let delay = if turn_now { 0 } else { backoff_ms(row.attempts) };
-    let failing = workflows::release(&mut conn, row.id, row.lease_generation, delay, deadline_s, Some(&reason)).await?;
-    let Some(overdue) = failing else { return Ok(Held::Lost) };
-    if turn_now || (overdue && on_failure == OnFailure::TurnBack) {
-        let turned = workflows::turn(&mut conn, row.id, row.lease_generation, &reason).await?;
-        context.wake.here.notify_one();
-        return Ok(turned.into());
-    }
-    Ok(Held::Mine)
+    let (id, generation) = (row.id, row.lease_generation);
+    // In one transaction: in between, another worker could claim what still runs forward.
+    let held = conn
+        .transaction(async |conn| {
+            let failing = workflows::release(conn, id, generation, delay, deadline_s, Some(&reason)).await?;
+            let Some(overdue) = failing else { return Ok::<Held, db::Error>(Held::Lost) };
+            if turn_now || (overdue && on_failure == OnFailure::TurnBack) {
+                workflows::turn(conn, id, generation, &reason).await?;
+            }
+            Ok(Held::Mine)
+        })
+        .await?;
+    context.wake.here.notify_one();
+    Ok(held)
 }
 
-/// Adds to the history, unless it would say the same as the last hundred times.
+/// Adds to the history; of a step that is tried for weeks, every hundredth time. The row has the last error anyway.
 async fn note(conn: &mut Conn, row: &Row, step: &str, event: &str, reason: &str) -> db::Result<()> {
-    if row.attempts < 20 || row.attempts % 100 == 0 || row.error.as_deref() != Some(reason) {
+    if row.attempts < 20 || row.attempts % 100 == 0 {
         workflows::add_event(conn, row, step, event, reason).await?;
     }
     Ok(())

@@ -54,7 +54,10 @@ pub async fn sweep(context: &Context) -> db::Result<()> {
     let observed = observe(context).await;
     let mut conn = context.pool.get().await?;
     for (node, report) in &observed.hypervisors {
-        learn_machines(context, &mut conn, node, report).await?;
+        // One node that reports nonsense must not keep the others from being mended.
+        if let Err(error) = learn_machines(context, &mut conn, node, report).await {
+            warn!(node, %error, "its machines could not be recorded");
+        }
     }
     let attached = attachments::all_attached(&mut conn).await?;
     let exported = observed.storage.values().flat_map(|report| &report.exports).map(|export| export.volume.clone());
@@ -141,7 +144,7 @@ async fn learn_machines(
 ) -> db::Result<()> {
     let Some(node) = context.nodes.vmm.get(node_name) else { return Ok(()) };
     let known = instances::of_node(conn, node_name).await?;
-    for machine in &report.machines {
+    for machine in report.machines.iter().filter(|machine| is_legible(machine)) {
         let before = known.iter().find(|instance| instance.machine_uuid == machine.uuid);
         let initiator_iqn = match before {
             Some(before) if before.machine == machine.name => before.initiator_iqn.clone(),
@@ -179,6 +182,12 @@ async fn learn_machines(
         }
     }
     Ok(())
+}
+
+/// Whether a machine's name and uuid can be stored and shown; a remote node may say anything.
+fn is_legible(machine: &ObservedMachine) -> bool {
+    let legible = |text: &str| (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+    legible(&machine.name) && legible(&machine.uuid)
 }
 
 async fn purge(context: &Context) -> db::Result<()> {

@@ -171,16 +171,12 @@ impl Drop for Cloud {
 }
 
 fn configuration(url: &str, more: &str) -> Config {
-    // Safe to share: what it protects lives as long as the test's database.
-    let master_key = std::env::temp_dir().join(format!("vbs-test-master-{}.key", std::process::id()));
-    if !master_key.exists() {
-        std::fs::write(&master_key, "11".repeat(32)).unwrap();
-    }
+    let master_key = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/support/master.key");
     let text = format!(
         r#"
         region = "us-east-1"
         zones = ["us-east-1a", "us-east-1b"]
-        master_key = {{ file = "{}" }}
+        master_key = {{ file = "{master_key}" }}
         database = {{ url = "{url}", pool = 8 }}
         {more}
         [[volume_node]]
@@ -201,8 +197,7 @@ fn configuration(url: &str, more: &str) -> Config {
         zone = "us-east-1b"
         default_owner = "{ACCOUNT}"
         delegate = {{ sim = {{ machines = ["vm-3"] }} }}
-        "#,
-        master_key.display()
+        "#
     );
     let file = std::env::temp_dir().join(format!("vbs-test-{}.toml", uuid::Uuid::new_v4()));
     std::fs::write(&file, text).unwrap();
