@@ -41,10 +41,11 @@ pub enum OpenError {
 }
 
 /// Opens the delegates of all nodes of a gateway's file. All simulated nodes share one simulated cloud.
-pub async fn open(config: &Config, sim: &SimCloud) -> Result<Nodes, OpenError> {
+/// At `stop` local storage ends its copies; all else is the gateway's to end.
+pub async fn open(config: &Config, sim: &SimCloud, stop: &CancellationToken) -> Result<Nodes, OpenError> {
     let mut nodes = Nodes::default();
     for node in &config.volume_nodes {
-        let delegate = open_storage(&node.name, &node.delegate, sim).await?;
+        let delegate = open_storage(&node.name, &node.delegate, sim, stop).await?;
         nodes.volume.insert(node.name.clone(), VolumeNode { zone: node.zone.clone(), delegate });
     }
     for node in &config.vmm_nodes {
@@ -55,11 +56,16 @@ pub async fn open(config: &Config, sim: &SimCloud) -> Result<Nodes, OpenError> {
     Ok(nodes)
 }
 
-async fn open_storage(name: &str, link: &Link<Storage>, sim: &SimCloud) -> Result<Arc<dyn VolumeDelegate>, OpenError> {
+async fn open_storage(
+    name: &str,
+    link: &Link<Storage>,
+    sim: &SimCloud,
+    stop: &CancellationToken,
+) -> Result<Arc<dyn VolumeDelegate>, OpenError> {
     let failed = |error| OpenError::Driver { node: name.to_owned(), error };
     Ok(match link {
         Link::Local(drivers) => {
-            let local = Arc::new(LocalStorage::open(drivers).await.map_err(failed)?);
+            let local = Arc::new(LocalStorage::open(drivers, stop).await.map_err(failed)?);
             Arc::new(Guarded::open(local, &drivers.data_dir).await.map_err(failed)?)
         }
         Link::Sim(settings) => Arc::new(Guarded::in_memory(Arc::new(sim.storage(name, settings)))),
@@ -81,7 +87,7 @@ async fn open_vmm(name: &str, link: &Link<Vmm>, sim: &SimCloud) -> Result<Arc<dy
 
 /// `vbs volume-delegate`: serves this node's storage until `stop`.
 pub async fn serve_storage(config: DelegateConfig<Storage>, stop: CancellationToken) -> Result<(), OpenError> {
-    let delegate = open_storage(&config.node, &config.delegate, &SimCloud::new()).await?;
+    let delegate = open_storage(&config.node, &config.delegate, &SimCloud::new(), &stop).await?;
     let listener = server::listen(config.server.listen)?;
     info!(node = config.node, address = %listener.local_addr()?, "serving storage");
     let service = StorageService::new(&config.node, &config.key, delegate)?;

@@ -51,7 +51,7 @@ pub enum GatewayError {
 
 /// Runs a gateway until `stop`: requests in flight are finished, steps in progress too, and the leases are given back.
 pub async fn run(config: Config, stop: CancellationToken) -> Result<(), GatewayError> {
-    let nodes = delegates::open(&config, &SimCloud::new()).await?;
+    let nodes = delegates::open(&config, &SimCloud::new(), &stop).await?;
     let listener = server::listen(config.gateway.server.listen)?;
     let gateway = Gateway::prepare(config, nodes).await?;
     gateway.run(listener, stop).await

@@ -22,7 +22,7 @@ impl DevError {
     }
 }
 
-/// Writes a file whole or not at all, with the permissions it shall have from its first moment.
+/// Writes a file whole or not at all, durably, with the permissions it shall have from its first moment.
 pub(super) fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<(), DevError> {
     let temporary = path.with_extension("new");
     let write = || {
@@ -34,7 +34,9 @@ pub(super) fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<(
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        fs::rename(&temporary, path)
+        fs::rename(&temporary, path)?;
+        // Else a power cut may bring the old file back, or none.
+        fs::File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
     };
     write().map_err(|e| DevError::io(path, &e))
 }

@@ -97,7 +97,7 @@ struct Prepared {
 
 async fn serve(dir: &Path, options: &Options, children: &Children, stop: &CancellationToken) -> Result<(), DevError> {
     let prepared = tokio::select! {
-        prepared = prepare(dir, options, children) => prepared?,
+        prepared = prepare(dir, options, children, stop) => prepared?,
         () = stop.cancelled() => return Ok(()),
     };
     let Prepared { gateway, listener, postgres, tgtd, guests, key } = prepared;
@@ -131,7 +131,12 @@ async fn serve(dir: &Path, options: &Options, children: &Children, stop: &Cancel
     }
 }
 
-async fn prepare(dir: &Path, options: &Options, children: &Children) -> Result<Prepared, DevError> {
+async fn prepare(
+    dir: &Path,
+    options: &Options,
+    children: &Children,
+    stop: &CancellationToken,
+) -> Result<Prepared, DevError> {
     // First what fails soonest: the address may be taken.
     let listener = server::listen(options.listen).map_err(|e| DevError::new(format!("{}: {e}", options.listen)))?;
     let count = settle_machine_count(dir, options)?;
@@ -156,7 +161,7 @@ async fn prepare(dir: &Path, options: &Options, children: &Children) -> Result<P
     if options.sim {
         simulated::restore(&cloud, &config, &pool).await?;
     }
-    let opened = delegates::open(&config, &cloud).await.map_err(|e| DevError::new(e.to_string()))?;
+    let opened = delegates::open(&config, &cloud, stop).await.map_err(|e| DevError::new(e.to_string()))?;
     let gateway = Gateway::prepare(config, opened).await.map_err(|e| DevError::new(e.to_string()))?;
     Ok(Prepared { gateway, listener, postgres, tgtd, guests, key })
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
 use vbs::config;
 use vbs::delegate::guard::Guarded;
 use vbs::delegate::volume::local::LocalStorage;
@@ -35,7 +36,7 @@ impl Node {
 
     async fn open(tgtd: &Tgtd, dir: &Path) -> Guarded<LocalStorage> {
         let config = config::Storage { data_dir: dir.to_owned(), tgt: tgtd.config() };
-        let local = LocalStorage::open(&config).await.unwrap();
+        let local = LocalStorage::open(&config, &CancellationToken::new()).await.unwrap();
         Guarded::open(Arc::new(local), dir).await.unwrap()
     }
 

@@ -131,7 +131,7 @@ impl Qmp {
 mod tests {
     use std::path::PathBuf;
 
-    use tokio::net::UnixListener;
+    use tokio::net::{UnixListener, UnixSocket};
 
     use super::*;
 
@@ -177,7 +177,8 @@ mod tests {
         assert_eq!(Qmp::connect(&none, limit).await.unwrap_err(), QmpError::NotRunning);
 
         let dead = dir.path().join("dead.qmp");
-        drop(UnixListener::bind(&dead).unwrap());
+        // Bound, and never listening: a listener that is dropped lives on for a moment in whatever another test forks.
+        let _socket = UnixSocket::new_stream().and_then(|socket| socket.bind(&dead).map(|()| socket)).unwrap();
         assert_eq!(Qmp::connect(&dead, limit).await.unwrap_err(), QmpError::NotRunning);
 
         let silent = dir.path().join("silent.qmp");

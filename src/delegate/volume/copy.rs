@@ -7,8 +7,9 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
-/// The most that one call copies, so that a disk that is slow does not make one call endless.
-const STEP: u64 = 64 << 20;
+/// The most that is copied before it is synced and the caller is asked whether to go on, in bytes. The sync is for the stop: a
+/// process cannot end, nor a copy's file be removed, while the kernel is writing out all of it.
+const STEP: u64 = 32 << 20;
 
 /// The buffer of the plain copy.
 const BUFFER: usize = 1 << 20;
@@ -24,28 +25,39 @@ pub fn reflink(from: &File, to: &File) -> io::Result<bool> {
 }
 
 /// Copies the data of `from` into `to`, an empty file, and gives it the same length. What `from` has no blocks for stays
-/// without in `to`.
-pub fn sparse(from: &File, to: &File) -> io::Result<()> {
+/// without in `to`. Fails soon after `stopped` says so.
+pub fn sparse(from: &File, to: &File, stopped: impl Fn() -> bool) -> io::Result<()> {
     let length = from.metadata()?.len();
     to.set_len(length)?;
     let mut in_kernel = true;
     let mut at = 0;
+    let mut unsynced = 0;
     while let Some((start, end)) = next_data(from, at, length)? {
         at = start;
         while at < end {
-            let want = (end - at).min(STEP);
-            let done = if in_kernel { in_kernel_step(from, to, at, want)? } else { None };
-            match done {
+            if stopped() {
+                return Err(io::Error::other("the copy was stopped half-way"));
+            }
+            if unsynced == STEP {
+                to.sync_data()?;
+                unsynced = 0;
+                continue;
+            }
+            let want = (end - at).min(STEP - unsynced);
+            let in_kernel_done = if in_kernel { in_kernel_step(from, to, at, want)? } else { None };
+            let done = match in_kernel_done {
                 Some(0) => {
                     return Err(io::Error::new(ErrorKind::UnexpectedEof, "the file got shorter while it was copied"));
                 }
-                Some(bytes) => at += bytes,
+                Some(bytes) => bytes,
                 None => {
                     in_kernel = false;
                     plain_step(from, to, at, want)?;
-                    at += want;
+                    want
                 }
-            }
+            };
+            at += done;
+            unsynced += done;
         }
     }
     Ok(())
@@ -133,7 +145,7 @@ mod tests {
     #[test]
     fn a_sparse_copy_has_the_same_bytes_and_keeps_the_holes() {
         let (from, to) = (scattered(), tempfile::tempfile().unwrap());
-        sparse(&from, &to).unwrap();
+        sparse(&from, &to, || false).unwrap();
         assert_same(&from, &to);
         assert!(allocated(&to).unwrap() < MIB);
     }
@@ -147,10 +159,31 @@ mod tests {
     }
 
     #[test]
+    fn a_long_stretch_of_data_is_copied_step_by_step_until_it_is_stopped() {
+        let (from, to) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        let length = 2 * STEP + MIB;
+        for at in (0..length).step_by(1 << 20) {
+            from.write_all_at(&[7; 1 << 20], at).unwrap();
+        }
+        let asked = std::cell::Cell::new(0);
+        // Asked before each step, and between a step and its sync.
+        let stopped = || asked.replace(asked.get() + 1) == 3;
+        assert!(sparse(&from, &to, stopped).unwrap_err().to_string().contains("stopped"));
+        let last_and_first = || {
+            let mut bytes = [0; 2];
+            to.read_exact_at(&mut bytes, 2 * STEP - 1).unwrap();
+            bytes
+        };
+        assert_eq!(last_and_first(), [7, 0], "two steps are done, the third is not");
+        sparse(&from, &to, || false).unwrap();
+        assert_eq!(last_and_first(), [7, 7]);
+    }
+
+    #[test]
     fn a_file_without_data_copies_to_a_file_without_data() {
         let (from, to) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
         from.set_len(3 * MIB).unwrap();
-        sparse(&from, &to).unwrap();
+        sparse(&from, &to, || false).unwrap();
         assert_eq!((to.metadata().unwrap().len(), allocated(&to).unwrap()), (3 * MIB, 0));
     }
 }

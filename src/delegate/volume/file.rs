@@ -1,7 +1,8 @@
 //! The `file` driver: volumes and snapshots are sparse files, which needs no kernel module and no root.
 //!
 //! - `volumes/vol-…` and `snapshots/snap-…` under the data directory. A file under its final name is whole, always: a blank
-//!   volume is nothing but its length, and a copy is made in `unfinished/`, synced, then renamed.
+//!   volume is nothing but its length, and a copy is made in `unfinished/`, synced, then renamed. What is answered for is
+//!   durable, also when an earlier try made the change and died before the fsync: what is found as it shall be is synced too.
 //! - A copy is a reflink where the file system can (xfs, btrfs), which is of one instant. Elsewhere it is a sparse copy, and
 //!   the writers must rest meanwhile ([`SnapshotMethod`]). Either way the copy is a file of its own, that outlives its origin.
 //! - Blank volumes take no room before they are written to, so volumes together may be larger than the disk: who gives out
@@ -16,11 +17,12 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
+use tokio_util::sync::CancellationToken;
 
 use super::copy;
 use crate::delegate::{DelegateError, Result, SnapshotMethod, SnapshotReport, SnapshotSpec, VolumeSpec};
@@ -41,23 +43,29 @@ pub struct Files {
     method: SnapshotMethod,
     /// The bytes that copies at work will have taken when they are done.
     promised: Mutex<u64>,
+    /// When it is cancelled, copies at work end.
+    stop: CancellationToken,
     /// Held for as long as this lives: two delegates with locks of their own on the same files would undo each other's work.
     _lock: File,
 }
 
 impl Files {
     /// Takes the directory over: makes what is missing, removes what unfinished copies left, and tries out how it copies.
-    /// Fails when another delegate has it.
-    pub fn open(data_dir: &Path) -> io::Result<Self> {
+    /// Fails when another delegate has it. Once `stop` is cancelled nothing is copied any more, and copies at work end within a
+    /// moment, unfinished: without that a process could not end before them.
+    pub fn open(data_dir: &Path, stop: CancellationToken) -> io::Result<Self> {
         let [volumes, snapshots, unfinished] = ["volumes", "snapshots", "unfinished"].map(|name| data_dir.join(name));
         for dir in [&volumes, &snapshots, &unfinished] {
             DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         }
         let lock = take(data_dir)?;
         remove_unfinished(&unfinished, "")?;
-        sync(data_dir)?;
+        // Names that a predecessor made or removed and did not come to sync are reported from now on.
+        for dir in [data_dir, &volumes, &snapshots] {
+            sync(dir)?;
+        }
         let method = probe(&unfinished)?;
-        Ok(Self { volumes, snapshots, unfinished, method, promised: Mutex::new(0), _lock: lock })
+        Ok(Self { volumes, snapshots, unfinished, method, promised: Mutex::new(0), stop, _lock: lock })
     }
 
     /// How snapshots are taken here.
@@ -74,7 +82,14 @@ impl Files {
     pub fn ensure_volume(&self, spec: &VolumeSpec) -> Result<()> {
         let path = self.path(&spec.volume);
         match File::options().write(true).open(&path) {
-            Ok(file) => grow(&file, spec.size_bytes).map_err(failed("grow", &path)),
+            Ok(file) => {
+                let settle = || {
+                    grow(&file, spec.size_bytes)?;
+                    file.sync_all()?;
+                    sync(&self.volumes)
+                };
+                settle().map_err(failed("grow", &path))
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => match &spec.snapshot {
                 None => self.blank(&path, spec.size_bytes),
                 Some(snapshot) => self.restore(&path, snapshot, spec),
@@ -87,7 +102,9 @@ impl Files {
     fn blank(&self, path: &Path, size_bytes: u64) -> Result<()> {
         self.promise(0)?;
         let make = || {
-            grow(&create(path)?, size_bytes)?;
+            let file = create(path)?;
+            grow(&file, size_bytes)?;
+            file.sync_all()?;
             sync(&self.volumes)
         };
         make().map_err(|e| {
@@ -121,7 +138,9 @@ impl Files {
     /// Makes the snapshot, or reports of the one that is there.
     pub fn ensure_snapshot(&self, spec: &SnapshotSpec) -> Result<SnapshotReport> {
         let path = self.snapshots.join(spec.snapshot.as_str());
-        if !path.exists() {
+        if path.exists() {
+            sync(&self.snapshots).map_err(failed("sync", &path))?;
+        } else {
             let from = open(&self.path(&spec.volume))?;
             let length = from.metadata().map_err(failed("read", &path))?.len();
             self.duplicate(&from, &path, length)?;
@@ -155,20 +174,29 @@ impl Files {
 
     /// The bytes that can still be given out.
     pub fn free_bytes(&self) -> Result<u64> {
+        self.free_beyond(*self.promised())
+    }
+
+    fn free_beyond(&self, promised: u64) -> Result<u64> {
         let room =
             rustix::fs::statvfs(&self.volumes).map_err(|e| failed("ask the room of", &self.volumes)(e.into()))?;
-        let promised = *self.promised.lock().unwrap_or_else(PoisonError::into_inner);
         Ok((room.f_bavail * room.f_frsize).saturating_sub(RESERVE).saturating_sub(promised))
     }
 
     /// Sets room aside for a copy; what is written of it meanwhile counts twice, which errs on the safe side.
     fn promise(&self, bytes: u64) -> Result<Promise<'_>> {
-        let free = self.free_bytes()?;
+        // Held from the look until the promise: two copies must not be given the same room.
+        let mut promised = self.promised();
+        let free = self.free_beyond(*promised)?;
         if free < bytes.max(1) {
             return Err(DelegateError::no_room(format!("{bytes} bytes are needed, {free} are free")));
         }
-        *self.promised.lock().unwrap_or_else(PoisonError::into_inner) += bytes;
+        *promised += bytes;
         Ok(Promise { files: self, bytes })
+    }
+
+    fn promised(&self) -> MutexGuard<'_, u64> {
+        self.promised.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes `path` a copy of `from`, `length` bytes long, whole or not at all. The temporary name is used once only: should a
@@ -187,7 +215,7 @@ impl Files {
                 SnapshotMethod::Atomic if copy::reflink(from, &to)? => {}
                 // Never a copy in place of a reflink that was promised: the writers are not at rest.
                 SnapshotMethod::Atomic => return Err(io::Error::other("the file system no longer reflinks")),
-                SnapshotMethod::Copy => copy::sparse(from, &to)?,
+                SnapshotMethod::Copy => copy::sparse(from, &to, || self.stop.is_cancelled())?,
             }
             grow(&to, length)?;
             to.sync_all()?;
@@ -206,9 +234,8 @@ impl Files {
             // With the dash: an old, short id may be how a long one starts.
             remove_unfinished(&self.unfinished, &format!("{id}-"))?;
             match std::fs::remove_file(&path) {
-                Ok(()) => sync(dir),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-                Err(e) => Err(e),
+                Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+                _ => sync(dir),
             }
         };
         unlink().map_err(failed("remove", &path))
@@ -223,7 +250,7 @@ struct Promise<'a> {
 
 impl Drop for Promise<'_> {
     fn drop(&mut self) {
-        *self.files.promised.lock().unwrap_or_else(PoisonError::into_inner) -= self.bytes;
+        *self.files.promised() -= self.bytes;
     }
 }
 
@@ -268,17 +295,18 @@ fn open(path: &Path) -> Result<File> {
     })
 }
 
-/// Gives a file at least this length, durably.
+/// Gives a file at least this length; the caller syncs it.
 fn grow(file: &File, length: u64) -> io::Result<()> {
     if file.metadata()?.len() < length {
         file.set_len(length)?;
-        file.sync_all()?;
     }
     Ok(())
 }
 
 /// Makes the names in a directory durable.
 fn sync(dir: &Path) -> io::Result<()> {
+    #[cfg(test)]
+    tests::before_sync(dir)?;
     File::open(dir)?.sync_all()
 }
 
@@ -315,10 +343,30 @@ fn failed(what: &'static str, path: &Path) -> impl Fn(io::Error) -> DelegateErro
 
 #[cfg(test)]
 mod tests {
+    use std::cell::{Cell, RefCell};
     use std::os::unix::fs::{FileExt, PermissionsExt};
 
     use super::*;
     use crate::delegate::ErrorKind;
+
+    thread_local! {
+        /// The directories that this thread's test has synced.
+        static SYNCED: RefCell<Vec<PathBuf>> = const { RefCell::new(Vec::new()) };
+        /// Whether a sync fails: to the next try it is the same as a process that died before it.
+        static SYNC_FAILS: Cell<bool> = const { Cell::new(false) };
+    }
+
+    pub(super) fn before_sync(dir: &Path) -> io::Result<()> {
+        if SYNC_FAILS.get() {
+            return Err(io::Error::other("no sync in this test"));
+        }
+        SYNCED.with_borrow_mut(|synced| synced.push(dir.to_owned()));
+        Ok(())
+    }
+
+    fn open_files(dir: &tempfile::TempDir) -> io::Result<Files> {
+        Files::open(dir.path(), CancellationToken::new())
+    }
 
     fn volume(size_bytes: u64, snapshot: Option<&SnapshotId>) -> VolumeSpec {
         VolumeSpec { volume: VolumeId::generate(), size_bytes, snapshot: snapshot.cloned() }
@@ -332,7 +380,7 @@ mod tests {
     #[test]
     fn a_snapshot_holds_what_was_written_before_it_and_outlives_its_volume() {
         let dir = tempfile::tempdir().unwrap();
-        let files = Files::open(dir.path()).unwrap();
+        let files = open_files(&dir).unwrap();
         let origin = volume(8 << 20, None);
         files.ensure_volume(&origin).unwrap();
         let file = File::options().write(true).open(files.path(&origin.volume)).unwrap();
@@ -356,7 +404,7 @@ mod tests {
     #[test]
     fn a_volume_grows_but_never_shrinks_and_a_torn_blank_one_is_mended() {
         let dir = tempfile::tempdir().unwrap();
-        let files = Files::open(dir.path()).unwrap();
+        let files = open_files(&dir).unwrap();
         let spec = volume(4096, None);
         File::create(files.path(&spec.volume)).unwrap();
         for (asked, there) in [(4096, 4096), (8192, 8192), (4096, 8192)] {
@@ -366,9 +414,48 @@ mod tests {
     }
 
     #[test]
+    fn what_an_earlier_try_did_not_come_to_sync_is_synced_by_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = open_files(&dir).unwrap();
+        let origin = volume(4096, None);
+        let synced_by = |call: &dyn Fn() -> Result<()>| {
+            SYNCED.take();
+            call().unwrap();
+            SYNCED.take()
+        };
+        assert_eq!(synced_by(&|| files.ensure_volume(&origin)), [files.volumes.as_path()], "one sync, no more");
+
+        let spec = SnapshotSpec { snapshot: SnapshotId::generate(), volume: origin.volume.clone() };
+        let restored = volume(4096, Some(&spec.snapshot));
+        let take = || files.ensure_snapshot(&spec).map(drop);
+        let restore = || files.ensure_volume(&restored);
+        let remove = || files.ensure_no_volume(&restored.volume);
+        let discard = || files.ensure_no_snapshot(&spec.snapshot);
+        let calls: [(&dyn Fn() -> Result<()>, &Path); 4] = [
+            (&take, &files.snapshots),
+            (&restore, &files.volumes),
+            (&remove, &files.volumes),
+            (&discard, &files.snapshots),
+        ];
+        for (call, synced) in calls {
+            SYNC_FAILS.set(true);
+            for _ in 0..2 {
+                assert_eq!(call().unwrap_err().kind, ErrorKind::Retry);
+            }
+            SYNC_FAILS.set(false);
+            assert_eq!(synced_by(call), [synced]);
+        }
+
+        drop(files);
+        SYNCED.take();
+        let files = open_files(&dir).unwrap();
+        assert_eq!(SYNCED.take(), [dir.path(), &files.volumes, &files.snapshots]);
+    }
+
+    #[test]
     fn left_overs_of_unfinished_copies_go_with_their_id_and_at_the_start() {
         let dir = tempfile::tempdir().unwrap();
-        let files = Files::open(dir.path()).unwrap();
+        let files = open_files(&dir).unwrap();
         let (short, long) = ("vol-01234567", "vol-0123456789abcdef0");
         for id in [short, long] {
             std::fs::write(files.unfinished.join(format!("{id}-0123")), "half").unwrap();
@@ -378,13 +465,13 @@ mod tests {
             assert_eq!(unfinished(&files), [format!("{long}-0123")]);
         }
         drop(files);
-        assert_eq!(unfinished(&Files::open(dir.path()).unwrap()), [""; 0]);
+        assert_eq!(unfinished(&open_files(&dir).unwrap()), [""; 0]);
     }
 
     #[test]
     fn what_cannot_be_met_is_said_so_and_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let files = Files::open(dir.path()).unwrap();
+        let files = open_files(&dir).unwrap();
         let snapshot = SnapshotId::generate();
         let kind = |result: Result<()>| result.unwrap_err().kind;
         assert_eq!(kind(files.ensure_volume(&volume(4096, Some(&snapshot)))), ErrorKind::Fatal);
@@ -399,18 +486,40 @@ mod tests {
     #[test]
     fn a_copy_is_refused_when_the_room_for_it_is_promised_to_others() {
         let dir = tempfile::tempdir().unwrap();
-        let files = Files::open(dir.path()).unwrap();
+        let files = open_files(&dir).unwrap();
         let free = files.free_bytes().unwrap();
         let _all = files.promise(free - (free >> 4)).unwrap();
         assert_eq!(files.promise(free >> 2).map(drop).unwrap_err().kind, ErrorKind::NoRoom);
     }
 
     #[test]
+    fn of_copies_that_begin_together_each_gets_room_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = open_files(&dir).unwrap();
+        let most = files.free_bytes().unwrap() / 4 * 3;
+        let together = std::sync::Barrier::new(8);
+        for _ in 0..50 {
+            let asks = || {
+                together.wait();
+                let given = files.promise(most);
+                // Nobody gives back what others may still ask for.
+                together.wait();
+                given.is_ok()
+            };
+            let granted = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..8).map(|_| scope.spawn(asks)).collect();
+                threads.into_iter().filter_map(|thread| thread.join().unwrap().then_some(())).count()
+            });
+            assert_eq!(granted, 1);
+        }
+    }
+
+    #[test]
     fn two_delegates_cannot_have_one_directory() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Files::open(dir.path()).unwrap();
-        assert!(Files::open(dir.path()).unwrap_err().to_string().contains("another delegate"));
+        let first = open_files(&dir).unwrap();
+        assert!(open_files(&dir).unwrap_err().to_string().contains("another delegate"));
         drop(first);
-        Files::open(dir.path()).unwrap();
+        open_files(&dir).unwrap();
     }
 }

@@ -47,7 +47,8 @@ impl Cloud {
     pub async fn join(url: &str, sim: &SimCloud, more: &str) -> Self {
         let config = configuration(url, more);
         let sealer = Sealer::new(&config.master_key.read().unwrap()).unwrap();
-        let nodes = delegates::open(&config, sim).await.unwrap();
+        let stop = CancellationToken::new();
+        let nodes = delegates::open(&config, sim, &stop).await.unwrap();
         let listener = server::listen(([127, 0, 0, 1], 0).into()).unwrap();
         let address = listener.local_addr().unwrap();
         let pool = Pool::new(url, 4).unwrap();
@@ -60,7 +61,6 @@ impl Cloud {
         let gateway = Gateway::prepare(config, nodes).await.unwrap();
         let context = gateway.context().clone();
         vbs::workers::sweeper::sweep(&context).await.unwrap();
-        let stop = CancellationToken::new();
         let running = tokio::spawn({
             let stop = stop.clone();
             async move { gateway.run(listener, stop).await.unwrap() }
