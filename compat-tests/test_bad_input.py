@@ -1,5 +1,6 @@
 """Hostile bytes: every one is answered by EC2's error document, and nothing is changed by any."""
 
+import random
 import socket
 from urllib.parse import quote
 
@@ -116,6 +117,37 @@ def test_the_same_without_a_signature_is_refused_too(owner, what):
     body = body.encode() if isinstance(body, str) else body
     answer = send(owner, request(owner, "POST", "/", {"Content-Type": FORM}, body))
     assert answer.status in (400, 401, 403) and answer.code, answer
+
+
+ACTIONS = """AttachVolume CreateSnapshot CreateTags CreateVolume DeleteSnapshot DeleteTags DeleteVolume
+DescribeAvailabilityZones DescribeInstances DescribeRegions DescribeSnapshots DescribeTags DescribeVolumes
+DetachVolume""".split()
+NAMES = """AllRegions AvailabilityZone AvailabilityZoneId ClientToken Description Device EbsCardIndex Encrypted
+Filter.1.Name Filter.1.Value.1 Filter.1.Value.2 Filter.2.Name Filter.2.Value.1 Force InstanceId InstanceId.1 Iops KmsKeyId
+MaxResults MultiAttachEnabled NextToken Operator.Principal OutpostArn Owner.1 RegionName.1 ResourceId.0 ResourceId.1
+RestorableBy.1 Size SnapshotId SnapshotId.1 Tag.1.Key Tag.1.Value Tag.2.Key TagSpecification.1.ResourceType
+TagSpecification.1.Tag.1.Key TagSpecification.1.Tag.1.Value Throughput VolumeId VolumeId.1 VolumeId.2
+VolumeInitializationRate VolumeType ZoneId.1 ZoneName.1""".split()
+VALUES = [
+    *["", "0", "1", "5", "-1", "2147483647", "2147483648", "9" * 40, "1e3", "true", "FALSE", "null", "NaN", " ", "a b", "\t\n"],
+    *["vol-00000000", "vol-0fedcba9876543210", "vol-", "snap-0fedcba9876543210", "i-0fedcba9876543210", "I-1", "vol-\u0660" * 9],
+    *["us-east-1a", "use1-az1", "gp3", "io2", "standard", "/dev/sdf", "xvdba", "/dev/sda1", "self", "all", "amazon"],
+    *["*", "?", "\\", "\\*", "%", "_", "*" * 200, "[a-z]", "'", '"', "; DROP TABLE volumes", "$1", "${x}", "../../etc/passwd"],
+    *["<a>", "&amp;", "]]>", "\u202e", "\ufeff", "\U0001f642", "e\u0301", "x" * 300, "\u4f60" * 300],
+    *["tag:Name", "tag:", "tag-key", "status", "size", "volume-id", "key", "value", "resource-id", "create-time", "state"],
+]
+
+
+def test_no_mixture_of_known_words_breaks_it(owner):
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    for _ in range(1000):
+        names = dice.sample(NAMES, dice.randint(0, 8))
+        # A dry run is never a success, so nothing that is asked for can happen.
+        asked = {"Action": dice.choice(ACTIONS), "DryRun": "true"} | {name: dice.choice(VALUES) for name in names}
+        answer = call(owner, **asked)
+        assert answer.status in (400, 412) and answer.code, (asked, answer)
 
 
 def test_the_codes_of_the_commonest_mistakes(owner):
