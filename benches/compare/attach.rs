@@ -77,7 +77,7 @@ impl Bare {
         let image = guest_image::ensure(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("guest-image")).await?;
         let guest = Guest::open(dir.path(), &dir.path().join("qmp"), 1).await?;
         let args = guest.args(&image);
-        let tgtd = tgtd::start(dir.path(), &children, IQN_PREFIX).await?;
+        let tgtd = tgtd::start(dir.path(), &children).await?;
         let program = find(PROGRAM)?;
         let spec = Spec { name: guest.name.clone(), program, args, env: Vec::new(), user: None };
         children.adopt_or_spawn(&spec)?;

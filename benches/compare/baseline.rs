@@ -14,7 +14,7 @@ use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -175,10 +175,25 @@ impl Least {
 
     async fn look_up(&self, id: &str) -> Result<Option<Row>> {
         let _place = self.places.acquire().await?;
-        let connection = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop().ok_or("no connection")?;
-        let row = connection.client.query_opt(&connection.by_id, &[&id, &ACCOUNT]).await;
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
-        Ok(row?)
+        let connection = Taken { free: &self.free, connection: self.free().pop() };
+        let Connection { client, by_id } = connection.connection.as_ref().ok_or("no connection")?;
+        Ok(client.query_opt(by_id, &[&id, &ACCOUNT]).await?)
+    }
+
+    fn free(&self) -> MutexGuard<'_, Vec<Connection>> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection that goes back when its user is done, or has hung up.
+struct Taken<'a> {
+    free: &'a Mutex<Vec<Connection>>,
+    connection: Option<Connection>,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).extend(self.connection.take());
     }
 }
 

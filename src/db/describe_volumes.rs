@@ -13,6 +13,8 @@ use crate::state::{AttachmentState, VolumeState};
 /// A volume with what hangs on it.
 #[derive(Debug, Clone, Queryable)]
 pub struct DescribedVolume {
+    /// Whose it is.
+    pub account_id: String,
     /// Its id.
     pub id: VolumeId,
     /// Its size in GiB.
@@ -55,6 +57,7 @@ pub struct DescribedVolume {
 
 type Row = (
     Text,
+    Text,
     Int4,
     Nullable<Text>,
     Text,
@@ -78,14 +81,14 @@ type Row = (
 /// The expression of a volume's id, for tags; conditions may also use the aliases `v` (volumes) and `a` (attachments).
 const ID: &str = "v.id";
 
-const SELECT: &str = "SELECT v.id, v.size_gib, v.snapshot_id, v.zone, v.state, v.created_at, v.volume_type, v.iops, \
+const SELECT: &str = "SELECT v.account_id, v.id, v.size_gib, v.snapshot_id, v.zone, v.state, v.created_at, \
+    v.volume_type, v.iops, \
     v.throughput, v.initialization_rate, v.encrypted, v.multi_attach, \
     a.instance_id, a.device, a.state, a.attached_at, a.delete_on_termination, \
     ARRAY(SELECT key FROM tags WHERE resource_id = v.id ORDER BY key), \
     ARRAY(SELECT value FROM tags WHERE resource_id = v.id ORDER BY key) \
     FROM volumes v \
-    LEFT JOIN attachments a ON a.volume_id = v.id AND a.state <> 'detached' \
-    WHERE v.account_id = ";
+    LEFT JOIN attachments a ON a.volume_id = v.id AND a.state <> 'detached'";
 
 /// The volumes of these ids that the account has. Who is missing is not there.
 pub async fn by_ids(
@@ -95,11 +98,18 @@ pub async fn by_ids(
     conditions: &[Condition],
 ) -> Result<Vec<DescribedVolume>> {
     let query: Select<Row> = Select::new(SELECT)
+        .sql(" WHERE v.account_id = ")
         .text(account_id)
         .sql(" AND v.state <> 'deleted' AND v.id")
         .one_of(ids)
         .conditions(conditions, ID)
         .sql(" ORDER BY v.id");
+    Ok(query.load(conn).await?)
+}
+
+/// The volumes of these ids, whoever has them: for callers that look at the account of each row themselves.
+pub async fn of_any_account(conn: &mut Conn, ids: &[&str]) -> Result<Vec<DescribedVolume>> {
+    let query: Select<Row> = Select::new(SELECT).sql(" WHERE v.state <> 'deleted' AND v.id = ANY(").texts(ids).sql(")");
     Ok(query.load(conn).await?)
 }
 
@@ -112,6 +122,7 @@ pub async fn page(
     conditions: &[Condition],
 ) -> Result<Vec<DescribedVolume>> {
     let query: Select<Row> = Select::new(SELECT)
+        .sql(" WHERE v.account_id = ")
         .text(account_id)
         .sql(" AND v.state <> 'deleted' AND v.id > ")
         .text(after.unwrap_or_default())

@@ -33,6 +33,7 @@ mod zones;
 
 use crate::config::{self, Config};
 use crate::db::Pool;
+use crate::db::gather::Gather;
 use crate::seal::Sealer;
 use crate::sigv4;
 use crate::workers::Wake;
@@ -46,6 +47,7 @@ use xml::Xml;
 /// What every request needs.
 pub struct Api {
     pool: Pool,
+    gather: Gather,
     region: Region,
     keys: Keys,
     sealer: Sealer,
@@ -92,6 +94,7 @@ impl Api {
     pub fn new(config: &Config, pool: Pool, sealer: Sealer, wake: Wake) -> Self {
         let storage = |node: &config::VolumeNode| StorageNode { name: node.name.clone(), zone: node.zone.clone() };
         Self {
+            gather: Gather::new(pool.clone()),
             pool,
             region: Region::new(config),
             keys: Keys::new(sealer.clone(), config.gateway.sigv2),

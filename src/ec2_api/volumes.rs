@@ -47,7 +47,7 @@ const FILTERS: [&str; 22] = [
     "volume-type",
 ];
 
-/// DescribeVolumes. One id without filters is the request that clients poll with: it is one statement.
+/// DescribeVolumes. One id without filters is the request that clients poll with: those that come together share a statement.
 pub async fn describe(api: &Api, call: &Call, mut params: Params) -> ApiResult<String> {
     let ids = params.list("VolumeId")?;
     let filters = params.filters()?;
@@ -60,8 +60,13 @@ pub async fn describe(api: &Api, call: &Call, mut params: Params) -> ApiResult<S
     let filters = filters::check(filters, &FILTERS)?;
     let conditions: Vec<Condition> = filters.iter().map(|filter| condition(filter, &api.region)).collect();
     let account = &call.caller.account_id;
-    let mut conn = api.pool.get().await?;
     let mut xml = call.answer();
+    if let ([id], []) = (&ids[..], &conditions[..]) {
+        let row = api.gather.volume(account, id).await?.ok_or_else(|| faults::no_volume(id))?;
+        xml.set("volumeSet", [&row], |xml, row| item(xml, row, account, &api.region));
+        return Ok(xml.finish());
+    }
+    let mut conn = api.pool.get().await?;
     if !ids.is_empty() {
         let rows = table::by_ids(&mut conn, account, &ids, &conditions).await?;
         if rows.len() < ids.len() {
