@@ -45,9 +45,10 @@ async fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let causes = std::iter::successors(error.source(), |cause| cause.source());
-            let causes: String = causes.map(|cause| format!(": {cause}")).collect();
-            eprintln!("bench: {error}{causes}");
+            eprintln!("bench: {error}");
+            for cause in std::iter::successors(error.source(), |cause| cause.source()) {
+                eprintln!("bench: because {cause}");
+            }
             ExitCode::FAILURE
         }
     }

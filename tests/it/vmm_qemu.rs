@@ -152,7 +152,7 @@ impl Lab {
     }
 
     async fn guest_runs(&self, command: &str) -> String {
-        let answer = console::run(&self.guest.serial_socket(), command, Duration::from_secs(30)).await;
+        let answer = console::run(&self.guest.serial_socket(), command, Duration::from_secs(120)).await;
         let (output, status) = answer.unwrap_or_else(|e| panic!("{command}: {e}"));
         assert_eq!(status, 0, "{command}: {output}");
         output.trim().to_owned()

@@ -163,7 +163,7 @@ mod tests {
         let (from, to) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
         let length = 2 * STEP + MIB;
         for at in (0..length).step_by(1 << 20) {
-            from.write_all_at(&[7; 1 << 20], at).unwrap();
+            from.write_all_at(&vec![7; 1 << 20], at).unwrap();
         }
         let asked = std::cell::Cell::new(0);
         // Asked before each step, and between a step and its sync.
