@@ -4,6 +4,8 @@
 //! node to one machine. A driver hides that behind [`super::VmmDelegate`].
 
 mod blocks;
+#[cfg(test)]
+mod fake;
 mod kept;
 mod machines;
 mod pause;

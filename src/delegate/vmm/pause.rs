@@ -123,9 +123,9 @@ impl Pauses {
             }
         };
         self.put(holder);
-        self.save().await?;
+        // Before anything that may fail: a machine that rests has a timer, always.
         tokio::spawn(Arc::clone(self).expire(key.machine, until));
-        Ok(())
+        self.save().await
     }
 
     /// See [`crate::delegate::VmmDelegate::ensure_resumed`].
@@ -165,20 +165,16 @@ impl Pauses {
             for portal in blocks::portals(&nodes) {
                 qemu::portal_answers(&portal).await?;
             }
-            // Until the caller has its pause, a `cont` is owed at once.
+            // Until the caller has its pause, a `cont` is owed at once. The timer waits for our turn to end, and finds nothing
+            // to do when all has gone well.
             let now = Instant::now();
             self.put(Holder { until: now, ..holder.clone() });
+            tokio::spawn(Arc::clone(self).expire(key.machine.clone(), now));
             self.save().await?;
-            if let Err(e) = qmp.execute("stop", json!({})).await {
-                tokio::spawn(Arc::clone(self).expire(key.machine.clone(), now));
-                return Err(told(e));
-            }
+            qmp.execute("stop", json!({})).await.map_err(told)?;
         }
-        let stats = qmp.execute("query-blockstats", json!({})).await;
-        if stats.is_err() {
-            tokio::spawn(Arc::clone(self).expire(key.machine.clone(), Instant::now()));
-        }
-        holder.writes = stats.map(|s| blocks::writes(&names, &s)).map_err(told)?;
+        let stats = qmp.execute("query-blockstats", json!({})).await.map_err(told)?;
+        holder.writes = blocks::writes(&names, &stats);
         Ok(())
     }
 
@@ -308,5 +304,94 @@ async fn go_on(turn: &Turn, machine: &MachineRef) -> Result<()> {
             Ok(())
         }
         done => done.map(drop).map_err(told),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::fake::Monitor;
+    use super::*;
+    use crate::delegate::DiskSpec;
+
+    const UUID: &str = "00000000-0000-4000-8000-000000000001";
+    const G: Generation = Generation(1);
+
+    /// A pause of the one disk of a machine that runs.
+    async fn lab(dir: &Path) -> (Monitor, Arc<Pauses>, PauseSpec) {
+        std::fs::create_dir(dir.join("data")).unwrap();
+        let monitor = Monitor::start(dir, "vm-1", UUID);
+        let machines = Arc::new(Machines::new(dir.to_owned()));
+        let pauses = Pauses::open(machines, dir.join("data/pauses.json")).await.unwrap();
+        let volume = VolumeId::generate();
+        monitor.state().devices.push(volume.serial());
+        let machine = MachineRef { name: "vm-1".into(), uuid: UUID.into() };
+        let disk = DiskSpec { volume, iqn: "iqn.2026-01.t:v1".into(), machine, device: "/dev/sdf".into() };
+        (monitor, pauses, PauseSpec { disk, snapshot: SnapshotId::generate(), seconds: 1 })
+    }
+
+    async fn goes_on(monitor: &Monitor) {
+        let waiting = async {
+            while !monitor.state().running {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), waiting).await.expect("the guest stands still for ever");
+    }
+
+    #[tokio::test]
+    async fn a_pause_that_cannot_be_written_down_ends_all_the_same() {
+        // When the disk fails before the machine is stopped, just then, and when the pause is lengthened.
+        for fails in 0..3 {
+            let dir = tempfile::tempdir().unwrap();
+            let (monitor, pauses, spec) = lab(dir.path()).await;
+            let data = dir.path().join("data");
+            let fail = move || std::fs::remove_dir_all(data).unwrap();
+            match fails {
+                0 => fail(),
+                1 => monitor.state().on_stop = Some(Box::new(fail)),
+                _ => {
+                    pauses.begin(G, &spec).await.unwrap();
+                    assert!(!monitor.state().running);
+                    fail();
+                }
+            }
+            let spec = PauseSpec { seconds: 2, ..spec };
+            pauses.begin(G, &spec).await.unwrap_err();
+            goes_on(&monitor).await;
+            // Nor does what is left of it hold the machine against the pause of another snapshot.
+            std::fs::create_dir(dir.path().join("data")).unwrap();
+            let other = PauseSpec { snapshot: SnapshotId::generate(), seconds: 60, ..spec };
+            pauses.begin(G, &other).await.unwrap();
+            assert_eq!(pauses.end(G, &other).await.unwrap(), Pause::Held);
+            goes_on(&monitor).await;
+            assert!(!pauses.paused(&other.disk.machine));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_pause_that_broke_is_not_begun_anew_while_other_snapshots_come_and_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let (monitor, pauses, spec) = lab(dir.path()).await;
+        pauses.begin(G, &spec).await.unwrap();
+        goes_on(&monitor).await;
+        let other = PauseSpec { snapshot: SnapshotId::generate(), seconds: 60, ..spec.clone() };
+        let later = Generation(2);
+        pauses.begin(later, &other).await.unwrap();
+        pauses.begin(G, &spec).await.expect_err("what was copied between the two is worth nothing");
+        assert_eq!(pauses.end(later, &other).await.unwrap(), Pause::Held);
+    }
+
+    #[tokio::test]
+    async fn the_pause_of_a_machine_that_is_gone_ends_no_pause_of_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let (monitor, pauses, spec) = lab(dir.path()).await;
+        pauses.begin(G, &spec).await.unwrap();
+        monitor.end().await;
+        let another = Monitor::start(dir.path(), "vm-1", "00000000-0000-4000-8000-000000000002");
+        another.state().running = false;
+        assert_eq!(pauses.end(G, &spec).await.unwrap(), Pause::Broken);
+        assert_eq!(another.state().changes, [""; 0]);
     }
 }

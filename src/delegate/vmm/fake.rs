@@ -1,0 +1,103 @@
+//! A monitor that answers what the driver asks, for tests that need no guest.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinHandle;
+
+/// A machine of one processor.
+pub(super) struct Monitor {
+    state: Arc<Mutex<State>>,
+    serving: JoinHandle<()>,
+}
+
+pub(super) struct State {
+    uuid: String,
+    pub(super) running: bool,
+    /// The devices it has.
+    pub(super) devices: Vec<String>,
+    /// The commands it was given, those that only ask left out.
+    pub(super) changes: Vec<String>,
+    /// What happens when it is stopped the next time.
+    pub(super) on_stop: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl Monitor {
+    /// Starts a machine whose socket is `NAME.qmp` in the directory.
+    pub(super) fn start(dir: &Path, name: &str, uuid: &str) -> Self {
+        let socket = dir.join(format!("{name}.qmp"));
+        let _ = std::fs::remove_file(&socket);
+        let listener = UnixListener::bind(socket).unwrap();
+        let (devices, changes) = (Vec::new(), Vec::new());
+        let state = State { uuid: uuid.to_owned(), running: true, devices, changes, on_stop: None };
+        let state = Arc::new(Mutex::new(state));
+        let serving = tokio::spawn(serve(listener, Arc::clone(&state)));
+        Self { state, serving }
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// Ends the machine; its socket stays, and nobody listens.
+    pub(super) async fn end(self) {
+        self.serving.abort();
+        let _ = self.serving.await;
+    }
+}
+
+async fn serve(listener: UnixListener, state: Arc<Mutex<State>>) {
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        // A client that hangs up in the middle is none of our business.
+        let _ = talk(stream, &state).await;
+    }
+}
+
+async fn talk(stream: UnixStream, state: &Mutex<State>) -> std::io::Result<()> {
+    let mut stream = BufReader::new(stream);
+    stream.get_mut().write_all(b"{\"QMP\": {}}\n").await?;
+    let mut line = String::new();
+    while stream.read_line(&mut line).await? > 0 {
+        let command: Value = serde_json::from_str(&line)?;
+        let answer = state.lock().unwrap().answer(command["execute"].as_str().unwrap_or_default());
+        let answer = format!("{}\n", json!({"return": answer, "id": command["id"]}));
+        stream.get_mut().write_all(answer.as_bytes()).await?;
+        line.clear();
+    }
+    Ok(())
+}
+
+impl State {
+    fn answer(&mut self, command: &str) -> Value {
+        match command {
+            "query-uuid" => return json!({"UUID": self.uuid}),
+            "query-status" => return json!({"running": self.running, "status": "running"}),
+            "query-cpus-fast" => return json!([{}]),
+            "qom-list" => return self.devices.iter().map(|name| json!({"name": name})).collect(),
+            "query-blockstats" => return self.devices.iter().map(|name| stats(name)).collect(),
+            "stop" => {
+                self.running = false;
+                if let Some(happens) = self.on_stop.take() {
+                    happens();
+                }
+            }
+            "cont" => self.running = true,
+            _ => {}
+        }
+        if !command.starts_with("query-") && command != "qmp_capabilities" {
+            self.changes.push(command.to_owned());
+        }
+        json!({})
+    }
+}
+
+fn stats(device: &str) -> Value {
+    json!({
+        "qdev": format!("/machine/peripheral/{device}/virtio-backend"),
+        "stats": {"wr_operations": 1, "wr_bytes": 1, "unmap_operations": 0, "unmap_bytes": 0},
+    })
+}
