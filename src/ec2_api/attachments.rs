@@ -48,9 +48,7 @@ pub async fn attach(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
             format!("The volume '{}' is not in the same availability zone as instance '{}'", volume.id, instance.id);
         return Err(ApiError::new("InvalidVolume.ZoneMismatch", text));
     }
-    if instance.state != InstanceState::Running {
-        return Err(incorrect_state(format!("Instance '{}' is not 'running'.", instance.id)));
-    }
+    check_running(&instance)?;
     let row = conn
         .transaction(async |conn| {
             let swapped =
@@ -58,6 +56,11 @@ pub async fn attach(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
             if !swapped {
                 return Err(not_available(conn, account, &volume.id).await);
             }
+            // Asked again, of a row that nobody else can change now: the operator may have given the instance away, and another
+            // attach may be at the limit too.
+            let held = instances::hold(conn, &instance.id).await?;
+            let instance = owned(held, account).ok_or_else(|| no_instance(&instance.id))?;
+            check_running(&instance)?;
             insert(api, conn, account, (&volume, &instance), &device).await
         })
         .await?;
@@ -66,10 +69,19 @@ pub async fn attach(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
 }
 
 async fn find_instance(conn: &mut Conn, account: &str, id: &InstanceId) -> ApiResult<Instance> {
-    instances::find(conn, id)
-        .await?
-        .filter(|row| row.account_id.as_deref() == Some(account) && row.state != InstanceState::Terminated)
-        .ok_or_else(|| no_instance(id))
+    owned(instances::find(conn, id).await?, account).ok_or_else(|| no_instance(id))
+}
+
+/// The instance, if the account may know of it.
+fn owned(row: Option<Instance>, account: &str) -> Option<Instance> {
+    row.filter(|row| row.account_id.as_deref() == Some(account) && row.state != InstanceState::Terminated)
+}
+
+fn check_running(instance: &Instance) -> ApiResult<()> {
+    match instance.state {
+        InstanceState::Running => Ok(()),
+        _ => Err(incorrect_state(format!("Instance '{}' is not 'running'.", instance.id))),
+    }
 }
 
 /// Why a volume could not be taken.
