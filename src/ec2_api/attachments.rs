@@ -20,6 +20,7 @@ use super::error::{ApiError, ApiResult};
 use super::faults::{incorrect_state, no_instance, no_volume, unsupported};
 use super::query::Params;
 use super::resource_id::{self, Dialect};
+use super::xml::Xml;
 use super::{Api, Call, volumes};
 
 /// The most volumes of one instance: what fits a PC's bus beside its own devices.
@@ -65,7 +66,9 @@ pub async fn attach(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
         })
         .await?;
     api.wake.wake();
-    Ok(render(call, &row))
+    let mut xml = ends(call, &row);
+    xml.time("attachTime", row.attached_at);
+    Ok(xml.finish())
 }
 
 async fn find_instance(conn: &mut Conn, account: &str, id: &InstanceId) -> ApiResult<Instance> {
@@ -170,7 +173,9 @@ pub async fn detach(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
         })
         .await?;
     api.wake.wake();
-    Ok(render(call, &row))
+    let mut xml = ends(call, &row);
+    xml.second("attachTime", row.attached_at);
+    Ok(xml.finish())
 }
 
 fn check_ends(row: &Attachment, instance: Option<&InstanceId>, device: Option<&str>) -> ApiResult<()> {
@@ -193,12 +198,12 @@ fn in_state(id: &VolumeId, state: impl std::fmt::Display) -> ApiError {
     incorrect_state(format!("Volume '{id}' is in the '{state}' state."))
 }
 
-fn render(call: &Call, row: &Attachment) -> String {
+/// What the answers of both actions start with. EC2 tells the time of the attachment to the millisecond only when it is made.
+fn ends(call: &Call, row: &Attachment) -> Xml {
     let mut xml = call.answer();
     xml.plain("volumeId", &row.volume_id)
         .plain("instanceId", &row.instance_id)
         .text("device", &row.device)
-        .plain("status", row.state)
-        .time("attachTime", row.attached_at);
-    xml.finish()
+        .plain("status", row.state);
+    xml
 }

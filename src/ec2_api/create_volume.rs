@@ -269,7 +269,7 @@ fn render(api: &Api, call: &Call, row: &Volume, asked: &Tags) -> String {
         .text("availabilityZone", &row.zone)
         .text("availabilityZoneId", api.region.zone_id(&row.zone))
         .plain("status", row.state)
-        .time("createTime", row.created_at);
+        .second("createTime", row.created_at);
     tags::asked(&mut xml, asked);
     xml.plain("volumeType", &row.volume_type)
         .optional_plain("iops", row.iops)

@@ -109,7 +109,7 @@ fn mapping(xml: &mut Xml, row: &DescribedInstance, at: usize) {
         xml.optional("volumeId", field(row.volume_ids.as_ref(), at).map(String::as_str))
             .optional("status", field(row.attachment_states.as_ref(), at).map(String::as_str));
         if let Some(attached_at) = field(row.attached_at.as_ref(), at) {
-            xml.time("attachTime", *attached_at);
+            xml.second("attachTime", *attached_at);
         }
         xml.optional_plain("deleteOnTermination", field(row.delete_on_termination.as_ref(), at));
     });
