@@ -69,6 +69,16 @@ async fn a_refused_create_says_what_aws_says_and_makes_nothing() {
             "UnknownVolumeType",
             "Unsupported volume type 'bad' for volume creation. ",
         ),
+        (
+            vec![("AvailabilityZone", "mars-1a"), size, ("TagSpecification.1.Tag.1.Key", "k")],
+            "InvalidZone.NotFound",
+            "The zone 'mars-1a' does not exist.",
+        ),
+        (
+            vec![ZONE, size, ("TagSpecification.1.Tag.1.Key", "k"), ("DryRun", "true")],
+            "InvalidParameterValue",
+            "Tag specification resource type must have a value",
+        ),
         (vec![ZONE, size, ("Colour", "red")], "UnknownParameter", "The parameter Colour is not recognized"),
         (vec![ZONE, size, ("Encrypted", "true")], "UnsupportedOperation", "Encrypted volumes are not supported."),
         (
