@@ -77,9 +77,9 @@ pub async fn describe(api: &Api, call: &Call, mut params: Params) -> ApiResult<S
     }
     xml.open("volumeSet");
     let token = loop {
-        let mut rows = table::page(&mut conn, account, page.after.as_deref(), page.fetch(), &conditions).await?;
-        let onward = page.advance(&mut rows, |row| row.id.to_string());
-        xml.items(&rows, |xml, row| item(xml, row, account, &api.region));
+        let rows = table::page(&mut conn, account, page.after.as_deref(), page.fetch(), &conditions).await?;
+        let onward =
+            page.write(&mut xml, &rows, |row| row.id.to_string(), |xml, row| item(xml, row, account, &api.region));
         match onward {
             Onward::Fetch => {}
             Onward::End => break None,

@@ -61,6 +61,11 @@ impl Xml {
         self.out
     }
 
+    /// How many bytes it has so far.
+    pub fn len(&self) -> usize {
+        self.out.len()
+    }
+
     /// An element with text; an empty text gives `<name/>`.
     pub fn text(&mut self, name: &str, text: &str) -> &mut Self {
         if text.is_empty() {
