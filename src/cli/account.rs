@@ -50,8 +50,11 @@ impl Account {
             Self::Create { name, id, file } => {
                 let id =
                     id.unwrap_or_else(|| rand::rng().random_range(100_000_000_000..1_000_000_000_000u64).to_string());
-                if id.len() != 12 || !id.bytes().all(|b| b.is_ascii_digit()) {
+                if !is_id(&id) {
                     return Err("an account id has 12 digits".into());
+                }
+                if is_id(&name) {
+                    return Err("a name of 12 digits could be taken for an account id".into());
                 }
                 let account = accounts::create(&mut *file.connect().await?, &id, &name).await?;
                 println!("{}", account.id);
@@ -74,6 +77,11 @@ impl Account {
         }
         Ok(())
     }
+}
+
+/// Whether a text has the form of an account's id.
+fn is_id(text: &str) -> bool {
+    text.len() == 12 && text.bytes().all(|b| b.is_ascii_digit())
 }
 
 async fn set_enabled(named: &Named, enabled: bool) -> super::Result {

@@ -3,7 +3,7 @@
 use clap::Subcommand;
 
 use super::{ConfigFile, account};
-use crate::db::instances;
+use crate::db::instances::{self, Assigned};
 use crate::ids::InstanceId;
 
 /// Instances: the machines that hypervisor nodes report.
@@ -15,7 +15,7 @@ pub enum Instance {
         #[command(flatten)]
         file: ConfigFile,
     },
-    /// Give an instance to an account
+    /// Give an instance to an account; its tags go, and a volume of another account must not be attached
     Assign {
         /// The instance, `i-…`
         instance: String,
@@ -42,8 +42,12 @@ impl Instance {
                 let id = InstanceId::parse(&instance).map_err(|e| format!("{instance}: {e}"))?;
                 let mut conn = file.connect().await?;
                 let account = account::find(&mut conn, &account).await?;
-                if !instances::assign(&mut conn, &id, &account.id).await? {
-                    return Err(format!("{instance} does not exist, or has volumes of another account attached").into());
+                match instances::assign(&mut conn, &id, &account.id).await? {
+                    Assigned::Done => {}
+                    Assigned::NotFound => return Err(format!("{instance} does not exist").into()),
+                    Assigned::Occupied => {
+                        return Err(format!("a volume of another account is attached to {instance}").into());
+                    }
                 }
             }
         }

@@ -35,10 +35,11 @@ pub async fn list(conn: &mut Conn) -> Result<Vec<Account>> {
     Ok(accounts::table.select(Account::as_select()).order(accounts::name).load(conn).await?)
 }
 
-/// Finds an account by its id or its name.
+/// Finds an account by its id or its name; where one account's name is another's id, the id counts.
 pub async fn find(conn: &mut Conn, id_or_name: &str) -> Result<Option<Account>> {
     Ok(accounts::table
         .filter(accounts::id.eq(id_or_name).or(accounts::name.eq(id_or_name)))
+        .order(accounts::id.eq(id_or_name).desc())
         .select(Account::as_select())
         .first(conn)
         .await

@@ -2,12 +2,12 @@
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
-use diesel_async::RunQueryDsl;
+use diesel_async::{AsyncConnection, RunQueryDsl};
 
-use super::schema::instances;
-use super::{Conn, Result};
+use super::schema::{attachments, instances};
+use super::{Conn, Result, tags};
 use crate::ids::InstanceId;
-use crate::state::InstanceState;
+use crate::state::{AttachmentState, InstanceState};
 
 /// An instance.
 #[derive(Debug, Clone, PartialEq, Eq, Queryable, Selectable, Insertable)]
@@ -73,11 +73,46 @@ pub async fn update_seen(conn: &mut Conn, instance: &Instance) -> Result<()> {
     Ok(())
 }
 
-/// Gives an instance to an account. Tells whether there is such an instance.
-pub async fn assign(conn: &mut Conn, id: &InstanceId, account_id: &str) -> Result<bool> {
-    let rows =
+/// The instance, held so that its owner and its state stay until the transaction ends. Who holds a volume too takes
+/// that first.
+pub async fn hold(conn: &mut Conn, id: &InstanceId) -> Result<Option<Instance>> {
+    let row = instances::table.find(id).select(Instance::as_select()).for_no_key_update().first(conn).await;
+    Ok(row.optional()?)
+}
+
+/// How an [`assign`] went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Assigned {
+    /// The instance is the account's.
+    Done,
+    /// There is no such instance.
+    NotFound,
+    /// A volume of another account is attached to it.
+    Occupied,
+}
+
+/// Gives an instance to an account. What another account knows of it must not pass to the new owner: its tags go, and while
+/// a volume of another account is attached, nothing is done.
+pub async fn assign(conn: &mut Conn, id: &InstanceId, account_id: &str) -> Result<Assigned> {
+    conn.transaction(async |conn| {
+        let Some(row) = hold(conn, id).await? else { return Ok(Assigned::NotFound) };
+        if row.account_id.as_deref() == Some(account_id) {
+            return Ok(Assigned::Done);
+        }
+        let others = attachments::table.filter(
+            attachments::instance_id
+                .eq(id)
+                .and(attachments::state.ne(AttachmentState::Detached))
+                .and(attachments::account_id.ne(account_id)),
+        );
+        if diesel::select(diesel::dsl::exists(others)).get_result(conn).await? {
+            return Ok(Assigned::Occupied);
+        }
+        tags::delete_of_resource(conn, id.as_str()).await?;
         diesel::update(instances::table.find(id)).set(instances::account_id.eq(account_id)).execute(conn).await?;
-    Ok(rows == 1)
+        Ok(Assigned::Done)
+    })
+    .await
 }
 
 /// All instances, for the operator.

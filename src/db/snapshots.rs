@@ -119,12 +119,13 @@ pub async fn set_error(conn: &mut Conn, id: &SnapshotId, reason: &str) -> Result
     Ok(())
 }
 
-/// Marks a snapshot as being deleted; tells whether it was not yet.
+/// Marks a snapshot as being deleted; tells whether it was not yet. From then on nobody sees it any more, nor its tags.
 pub async fn set_deleting(conn: &mut Conn, id: &SnapshotId) -> Result<bool> {
     let rows = diesel::update(snapshots::table.find(id).filter(snapshots::state.ne(SnapshotState::Deleting)))
         .set(snapshots::state.eq(SnapshotState::Deleting))
         .execute(conn)
         .await?;
+    tags::delete_of_resource(conn, id.as_str()).await?;
     Ok(rows == 1)
 }
 

@@ -1,7 +1,7 @@
 //! A unix socket's path has 107 bytes at most (unix(7)), and a data directory's path may be longer than that already.
 
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::account::User;
@@ -21,7 +21,8 @@ pub fn directory(preferred: &Path, longest_name: usize, user: Option<User>) -> R
     let location = preferred.with_extension("location");
     if let Ok(text) = fs::read_to_string(&location) {
         let dir = PathBuf::from(text.trim_end());
-        if dir.is_dir() {
+        // Something cleans /tmp up, and then anybody may make a directory of that name there.
+        if is_closed_and_of(&dir, user) {
             return Ok(dir);
         }
     }
@@ -55,6 +56,12 @@ fn make(dir: &Path, may_exist: bool) -> Result<(), DevError> {
     made.and_then(|()| fs::set_permissions(dir, fs::Permissions::from_mode(0o700))).map_err(|e| DevError::io(dir, &e))
 }
 
+/// Whether this is a directory itself, not a link to one, that only the user can enter.
+fn is_closed_and_of(dir: &Path, user: Option<User>) -> bool {
+    let uid = user.map_or_else(|| rustix::process::geteuid().as_raw(), |user| user.uid);
+    fs::symlink_metadata(dir).is_ok_and(|meta| meta.is_dir() && meta.uid() == uid && meta.mode() & 0o777 == 0o700)
+}
+
 fn own(dir: &Path, user: Option<User>) -> Result<(), DevError> {
     user.map_or(Ok(()), |user| user.own(dir))
 }
@@ -78,5 +85,23 @@ mod tests {
         let another = directory(&far, 20, None).unwrap();
         assert_ne!(another, chosen);
         remove_if_elsewhere(&far);
+    }
+
+    #[test]
+    fn a_directory_under_the_remembered_name_that_others_could_enter_is_left_to_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let far = dir.path().join("f".repeat(100));
+        let open = directory(&far, 20, None).unwrap();
+        fs::set_permissions(&open, fs::Permissions::from_mode(0o755)).unwrap();
+        let link = directory(&far, 20, None).unwrap();
+        assert_ne!(link, open);
+        let elsewhere = dir.path().join("elsewhere");
+        fs::DirBuilder::new().mode(0o700).create(&elsewhere).unwrap();
+        fs::remove_dir(&link).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &link).unwrap();
+        assert_ne!(directory(&far, 20, None).unwrap(), link);
+        remove_if_elsewhere(&far);
+        fs::remove_file(link).unwrap();
+        fs::remove_dir(open).unwrap();
     }
 }

@@ -20,6 +20,7 @@ use super::error::{ApiError, ApiResult};
 use super::faults::{incorrect_state, no_instance, no_volume, unsupported};
 use super::query::Params;
 use super::resource_id::{self, Dialect};
+use super::xml::Xml;
 use super::{Api, Call, volumes};
 
 /// The most volumes of one instance: what fits a PC's bus beside its own devices.
@@ -48,9 +49,7 @@ pub async fn attach(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
             format!("The volume '{}' is not in the same availability zone as instance '{}'", volume.id, instance.id);
         return Err(ApiError::new("InvalidVolume.ZoneMismatch", text));
     }
-    if instance.state != InstanceState::Running {
-        return Err(incorrect_state(format!("Instance '{}' is not 'running'.", instance.id)));
-    }
+    check_running(&instance)?;
     let row = conn
         .transaction(async |conn| {
             let swapped =
@@ -58,18 +57,34 @@ pub async fn attach(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
             if !swapped {
                 return Err(not_available(conn, account, &volume.id).await);
             }
+            // Asked again, of a row that nobody else can change now: the operator may have given the instance away, and another
+            // attach may be at the limit too.
+            let held = instances::hold(conn, &instance.id).await?;
+            let instance = owned(held, account).ok_or_else(|| no_instance(&instance.id))?;
+            check_running(&instance)?;
             insert(api, conn, account, (&volume, &instance), &device).await
         })
         .await?;
     api.wake.wake();
-    Ok(render(call, &row))
+    let mut xml = ends(call, &row);
+    xml.time("attachTime", row.attached_at);
+    Ok(xml.finish())
 }
 
 async fn find_instance(conn: &mut Conn, account: &str, id: &InstanceId) -> ApiResult<Instance> {
-    instances::find(conn, id)
-        .await?
-        .filter(|row| row.account_id.as_deref() == Some(account) && row.state != InstanceState::Terminated)
-        .ok_or_else(|| no_instance(id))
+    owned(instances::find(conn, id).await?, account).ok_or_else(|| no_instance(id))
+}
+
+/// The instance, if the account may know of it.
+fn owned(row: Option<Instance>, account: &str) -> Option<Instance> {
+    row.filter(|row| row.account_id.as_deref() == Some(account) && row.state != InstanceState::Terminated)
+}
+
+fn check_running(instance: &Instance) -> ApiResult<()> {
+    match instance.state {
+        InstanceState::Running => Ok(()),
+        _ => Err(incorrect_state(format!("Instance '{}' is not 'running'.", instance.id))),
+    }
 }
 
 /// Why a volume could not be taken.
@@ -158,7 +173,9 @@ pub async fn detach(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
         })
         .await?;
     api.wake.wake();
-    Ok(render(call, &row))
+    let mut xml = ends(call, &row);
+    xml.second("attachTime", row.attached_at);
+    Ok(xml.finish())
 }
 
 fn check_ends(row: &Attachment, instance: Option<&InstanceId>, device: Option<&str>) -> ApiResult<()> {
@@ -181,12 +198,12 @@ fn in_state(id: &VolumeId, state: impl std::fmt::Display) -> ApiError {
     incorrect_state(format!("Volume '{id}' is in the '{state}' state."))
 }
 
-fn render(call: &Call, row: &Attachment) -> String {
+/// What the answers of both actions start with. EC2 tells the time of the attachment to the millisecond only when it is made.
+fn ends(call: &Call, row: &Attachment) -> Xml {
     let mut xml = call.answer();
     xml.plain("volumeId", &row.volume_id)
         .plain("instanceId", &row.instance_id)
         .text("device", &row.device)
-        .plain("status", row.state)
-        .time("attachTime", row.attached_at);
-    xml.finish()
+        .plain("status", row.state);
+    xml
 }

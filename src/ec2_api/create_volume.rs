@@ -14,7 +14,7 @@ use crate::workers::create_volume;
 
 use super::error::{ApiError, ApiResult};
 use super::faults::{incorrect_state, invalid_combination, invalid_value, missing, no_snapshot, unsupported};
-use super::query::Params;
+use super::query::{Params, TagSpecification};
 use super::region::Zone;
 use super::resource_id::{self, Dialect};
 use super::tag_rules::{self, Tags};
@@ -23,6 +23,9 @@ use super::{Api, Call, tags};
 
 /// The most characters of a client token.
 const MAX_TOKEN: usize = 64;
+/// How often a volume is inserted when its token is there: at the second try the first volume of the token is found, unless it
+/// could not be made just then and gave its token back.
+const TRIES: usize = 3;
 
 /// The parameters as they came: what a token's digest is made of.
 #[derive(Debug)]
@@ -41,7 +44,8 @@ struct Request {
     outpost: Option<String>,
     operator: Option<String>,
     token: Option<String>,
-    tags: Tags,
+    /// Judged later than the rest.
+    specifications: Vec<TagSpecification>,
 }
 
 impl Request {
@@ -61,7 +65,7 @@ impl Request {
             outpost: params.filled("OutpostArn"),
             operator: params.filled("Operator.Principal"),
             token: params.filled("ClientToken"),
-            tags: tag_rules::from_specifications(params.tag_specifications()?, "volume")?,
+            specifications: params.tag_specifications()?,
         })
     }
 
@@ -121,7 +125,7 @@ impl Request {
 
     /// What must be equal for a token to be a repetition. A zone is the same by name and by id, a throughput left out is
     /// gp3's default; all else is compared as it was asked for, as EC2 does.
-    fn digest(&self, zone: &Zone, shape: &Shape) -> Vec<u8> {
+    fn digest(&self, zone: &Zone, shape: &Shape, tags: &Tags) -> Vec<u8> {
         let asked = serde_json::json!([
             zone.name,
             self.size,
@@ -133,7 +137,7 @@ impl Request {
             self.kms_key,
             self.multi_attach,
             self.rate,
-            self.tags,
+            tags,
         ]);
         Sha256::digest(asked.to_string()).to_vec()
     }
@@ -141,57 +145,53 @@ impl Request {
 
 /// CreateVolume.
 pub async fn create(api: &Api, call: &Call, mut params: Params) -> ApiResult<String> {
-    let request = Request::take(&mut params)?;
+    let mut request = Request::take(&mut params)?;
     params.finish()?;
     let zone = api.region.choose(request.zone.as_deref(), request.zone_id.as_deref())?;
     let shape = request.check()?;
     let snapshot = request.snapshot.as_deref().map(|id| resource_id::read(id, Dialect::Snapshot)).transpose()?;
+    let tags = tag_rules::from_specifications(std::mem::take(&mut request.specifications), "volume")?;
     call.stop_if_dry_run()?;
     request.check_late(&shape)?;
-    let digest = request.token.as_ref().map(|_| request.digest(zone, &shape));
+    let digest = request.token.as_ref().map(|_| request.digest(zone, &shape, &tags));
     let mut conn = api.pool.get().await?;
     let volume = conn
         .transaction(async |conn| {
             let account = &*call.caller.account_id;
-            if let (Some(token), Some(digest)) = (&request.token, &digest)
-                && let Some(earlier) = repeated(conn, account, token, digest).await?
-            {
-                return Ok(earlier);
-            }
-            let (size_gib, node) = place(api, conn, account, zone, &shape, snapshot.as_ref()).await?;
-            let new = NewVolume {
-                id: &VolumeId::generate(),
-                account_id: account,
-                zone: &zone.name,
-                node: &node,
-                size_gib,
-                volume_type: shape.volume_type,
-                iops: shape.iops(size_gib),
-                throughput: shape.throughput,
-                initialization_rate: request.rate,
-                snapshot_id: snapshot.as_ref(),
-                state: VolumeState::Creating,
-                client_token: request.token.as_deref(),
-                request_digest: digest.as_deref(),
-            };
-            match rows::insert(conn, &new).await? {
-                Some(row) => {
-                    describe_tags::insert(conn, account, "volume", row.id.as_str(), &request.tags).await?;
+            for _ in 0..TRIES {
+                if let (Some(token), Some(digest)) = (&request.token, &digest)
+                    && let Some(earlier) = repeated(conn, account, token, digest).await?
+                {
+                    return Ok(earlier);
+                }
+                let (size_gib, node) = place(api, conn, account, zone, &shape, snapshot.as_ref()).await?;
+                let new = NewVolume {
+                    id: &VolumeId::generate(),
+                    account_id: account,
+                    zone: &zone.name,
+                    node: &node,
+                    size_gib,
+                    volume_type: shape.volume_type,
+                    iops: shape.iops(size_gib),
+                    throughput: shape.throughput,
+                    initialization_rate: request.rate,
+                    snapshot_id: snapshot.as_ref(),
+                    state: VolumeState::Creating,
+                    client_token: request.token.as_deref(),
+                    request_digest: digest.as_deref(),
+                };
+                if let Some(row) = rows::insert(conn, &new).await? {
+                    describe_tags::insert(conn, account, "volume", row.id.as_str(), &tags).await?;
                     create_volume::enqueue(conn, &row.id).await?;
-                    Ok(row)
+                    return Ok(row);
                 }
                 // Another try with the same token was faster, and has committed by now.
-                None => match (&request.token, &digest) {
-                    (Some(token), Some(digest)) => repeated(conn, account, token, digest)
-                        .await?
-                        .ok_or_else(|| ApiError::internal("a client token came and went")),
-                    _ => Err(ApiError::internal("an insert without a token conflicted")),
-                },
             }
+            Err(ApiError::unavailable("a client token came and went"))
         })
         .await?;
     api.wake.wake();
-    Ok(render(api, call, &volume, &request.tags))
+    Ok(render(api, call, &volume, &tags))
 }
 
 /// The volume that an earlier request with this token made.
@@ -269,7 +269,7 @@ fn render(api: &Api, call: &Call, row: &Volume, asked: &Tags) -> String {
         .text("availabilityZone", &row.zone)
         .text("availabilityZoneId", api.region.zone_id(&row.zone))
         .plain("status", row.state)
-        .time("createTime", row.created_at);
+        .second("createTime", row.created_at);
     tags::asked(&mut xml, asked);
     xml.plain("volumeType", &row.volume_type)
         .optional_plain("iops", row.iops)

@@ -22,7 +22,7 @@ pub fn condition(filter: &Filter, region: &Region) -> Condition {
     let name = filter.name.as_str();
     if let Some(column) = name.strip_prefix(PREFIX) {
         let column = match column {
-            "attach-time" => r#"to_char(b.attached_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"#,
+            "attach-time" => r#"to_char(b.attached_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS".000Z"')"#,
             "delete-on-termination" => "b.delete_on_termination::text",
             "device-name" => "b.device",
             "status" => "b.state",

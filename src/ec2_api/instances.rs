@@ -43,9 +43,13 @@ pub async fn describe(api: &Api, call: &Call, mut params: Params) -> ApiResult<S
     }
     xml.open("reservationSet");
     let token = loop {
-        let mut rows = table::page(&mut conn, account, page.after.as_deref(), page.fetch(), &conditions).await?;
-        let onward = page.advance(&mut rows, |row| row.id.to_string());
-        xml.items(&rows, |xml, row| reservation(xml, row, account, &api.region));
+        let rows = table::page(&mut conn, account, page.after.as_deref(), page.fetch(), &conditions).await?;
+        let onward = page.write(
+            &mut xml,
+            &rows,
+            |row| row.id.to_string(),
+            |xml, row| reservation(xml, row, account, &api.region),
+        );
         match onward {
             Onward::Fetch => {}
             Onward::End => break None,
@@ -109,7 +113,7 @@ fn mapping(xml: &mut Xml, row: &DescribedInstance, at: usize) {
         xml.optional("volumeId", field(row.volume_ids.as_ref(), at).map(String::as_str))
             .optional("status", field(row.attachment_states.as_ref(), at).map(String::as_str));
         if let Some(attached_at) = field(row.attached_at.as_ref(), at) {
-            xml.time("attachTime", *attached_at);
+            xml.second("attachTime", *attached_at);
         }
         xml.optional_plain("deleteOnTermination", field(row.delete_on_termination.as_ref(), at));
     });

@@ -7,14 +7,18 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use super::error::ApiResult;
 use super::faults::{invalid_combination, invalid_value};
 use super::query::Params;
+use super::xml::Xml;
 
 /// The most items of one page, whatever is asked for.
 const MOST: i32 = 1_000;
 /// The most items of an answer to a caller who asked for no pages: beyond it even that caller gets a token. boto 2 and
 /// many scripts know no tokens, so it is high; but an answer must have an end.
 const MOST_UNASKED: i32 = 20_000;
+/// About how long an answer may become, in bytes: room for more than ten thousand volumes with a few tags each. With the most
+/// and longest tags a row has a hundred thousand bytes; such a page ends early.
+const MOST_BYTES: usize = 16 << 20;
 /// How many rows are fetched at once.
-const CHUNK: i32 = 1_000;
+const CHUNK: i32 = 250;
 
 /// `MaxResults` and `NextToken` as they came.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -85,17 +89,31 @@ impl Page {
         i64::from(self.left.min(CHUNK)) + 1
     }
 
-    /// Takes in the rows that were fetched: cuts off the one too many, and moves behind the last one kept. Tells how it goes
-    /// on.
-    pub fn advance<R>(&mut self, rows: &mut Vec<R>, key: impl Fn(&R) -> String) -> Onward {
+    /// Writes the `item`s of the rows that were fetched, as many as the page has room for, and moves behind the last one. Tells
+    /// how it goes on.
+    pub fn write<R>(
+        &mut self,
+        xml: &mut Xml,
+        rows: &[R],
+        key: impl Fn(&R) -> String,
+        mut item: impl FnMut(&mut Xml, &R),
+    ) -> Onward {
         let room = usize::try_from(self.left.min(CHUNK)).unwrap_or(0);
-        let more = rows.len() > room;
-        rows.truncate(room);
-        self.left -= i32::try_from(rows.len()).unwrap_or(self.left);
-        if let Some(last) = rows.last() {
+        let mut shown = 0;
+        for row in rows.iter().take(room) {
+            xml.items([row], &mut item);
+            shown += 1;
+            if xml.len() >= MOST_BYTES {
+                self.left = shown;
+                break;
+            }
+        }
+        self.left -= shown;
+        let shown = usize::try_from(shown).unwrap_or(0);
+        if let Some(last) = shown.checked_sub(1).and_then(|last| rows.get(last)) {
             self.after = Some(key(last));
         }
-        match (&self.after, more) {
+        match (&self.after, rows.len() > shown) {
             (Some(after), true) if self.left <= 0 => Onward::Token(write(after, self.kind)),
             (_, true) => Onward::Fetch,
             (_, false) => Onward::End,
@@ -141,15 +159,23 @@ mod tests {
 
     /// Reads a table of `rows` numbers page by page, as a client does.
     fn walk(rows: u32, max_results: Option<i32>) -> Vec<Vec<u32>> {
+        walk_long(rows, max_results, "")
+    }
+
+    /// The same, when every row has this text too.
+    fn walk_long(rows: u32, max_results: Option<i32>, text: &str) -> Vec<Vec<u32>> {
         let (mut pages, mut token) = (Vec::new(), None);
         loop {
             let mut page = page(max_results, token.as_deref(), false).unwrap();
+            let mut xml = Xml::answer("A", "v", "r");
             let mut shown = Vec::new();
             token = loop {
                 let start = page.after.as_ref().map_or(0, |after| after.parse::<u32>().unwrap() + 1);
-                let mut fetched: Vec<u32> = (start..rows).take(usize::try_from(page.fetch()).unwrap()).collect();
-                let onward = page.advance(&mut fetched, u32::to_string);
-                shown.append(&mut fetched);
+                let fetched: Vec<u32> = (start..rows).take(usize::try_from(page.fetch()).unwrap()).collect();
+                let onward = page.write(&mut xml, &fetched, u32::to_string, |xml, row| {
+                    shown.push(*row);
+                    xml.text("text", text);
+                });
                 match onward {
                     Onward::Fetch => {}
                     Onward::End => break None,
@@ -179,6 +205,17 @@ mod tests {
     #[test]
     fn an_answer_without_max_results_has_an_end() {
         assert_eq!(walk(20_001, None).iter().map(Vec::len).collect::<Vec<_>>(), [20_000, 1]);
+    }
+
+    #[test]
+    fn rows_with_much_text_make_pages_shorter_but_none_is_lost() {
+        let text = "x".repeat(1 << 20);
+        for max in [None, Some(1_000)] {
+            let pages = walk_long(40, max, &text);
+            assert_eq!(pages.concat(), (0..40).collect::<Vec<_>>());
+            assert_eq!(pages.iter().map(Vec::len).collect::<Vec<_>>(), [16, 16, 8]);
+        }
+        assert_eq!(walk_long(16, None, &text).len(), 1, "no token for nothing");
     }
 
     #[test]

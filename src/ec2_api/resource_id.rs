@@ -9,6 +9,9 @@ use crate::ids::{Id, IdError, Kind};
 use super::error::{ApiError, ApiResult};
 use super::faults::{clip, invalid_value};
 
+/// The most ids of one describe.
+const MOST_IDS: usize = 1_000;
+
 /// How an action words its refusals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
@@ -32,7 +35,17 @@ pub fn required<K: Kind>(text: Option<&str>, dialect: Dialect) -> ApiResult<Id<K
 }
 
 /// Reads a list of ids; none means all. Twins are asked for once.
+///
+/// An answer to a list of ids has no pages, so the list has an end. EC2 publishes none for these actions, but no known client
+/// asks for more at once; the words are those of its DescribeInstanceStatus, which takes 100.
 pub fn list<K: Kind>(texts: &[String], dialect: Dialect) -> ApiResult<Vec<Id<K>>> {
+    if texts.len() > MOST_IDS {
+        let text = format!(
+            "{} exceeds the maximum number of IDs that can be specified ({MOST_IDS}). Please specify fewer than {MOST_IDS} IDs.",
+            texts.len()
+        );
+        return Err(ApiError::new("InvalidRequest", text));
+    }
     let mut ids = texts.iter().map(|text| read(text, dialect)).collect::<ApiResult<Vec<Id<K>>>>()?;
     ids.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
     ids.dedup_by(|a, b| a.as_str() == b.as_str());

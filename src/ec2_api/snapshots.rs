@@ -193,9 +193,8 @@ pub async fn describe(api: &Api, call: &Call, mut params: Params) -> ApiResult<S
     }
     xml.open("snapshotSet");
     let token = loop {
-        let mut rows = table::page(&mut conn, account, page.after.as_deref(), page.fetch(), &conditions).await?;
-        let onward = page.advance(&mut rows, |row| row.id.to_string());
-        xml.items(&rows, |xml, row| item(xml, row, account));
+        let rows = table::page(&mut conn, account, page.after.as_deref(), page.fetch(), &conditions).await?;
+        let onward = page.write(&mut xml, &rows, |row| row.id.to_string(), |xml, row| item(xml, row, account));
         match onward {
             Onward::Fetch => {}
             Onward::End => break None,

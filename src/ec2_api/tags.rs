@@ -66,9 +66,8 @@ pub async fn describe(api: &Api, call: &Call, mut params: Params) -> ApiResult<S
     xml.open("tagSet");
     let token = loop {
         let after = page.after.as_deref().and_then(|after| after.split_once('/'));
-        let mut rows = table::page(&mut conn, &call.caller.account_id, after, page.fetch(), &conditions).await?;
-        let onward = page.advance(&mut rows, |row| format!("{}/{}", row.resource_id, row.key));
-        xml.items(&rows, item);
+        let rows = table::page(&mut conn, &call.caller.account_id, after, page.fetch(), &conditions).await?;
+        let onward = page.write(&mut xml, &rows, |row| format!("{}/{}", row.resource_id, row.key), item);
         match onward {
             Onward::Fetch => {}
             Onward::End => break None,

@@ -77,9 +77,9 @@ pub async fn describe(api: &Api, call: &Call, mut params: Params) -> ApiResult<S
     }
     xml.open("volumeSet");
     let token = loop {
-        let mut rows = table::page(&mut conn, account, page.after.as_deref(), page.fetch(), &conditions).await?;
-        let onward = page.advance(&mut rows, |row| row.id.to_string());
-        xml.items(&rows, |xml, row| item(xml, row, account, &api.region));
+        let rows = table::page(&mut conn, account, page.after.as_deref(), page.fetch(), &conditions).await?;
+        let onward =
+            page.write(&mut xml, &rows, |row| row.id.to_string(), |xml, row| item(xml, row, account, &api.region));
         match onward {
             Onward::Fetch => {}
             Onward::End => break None,
@@ -93,7 +93,7 @@ pub async fn describe(api: &Api, call: &Call, mut params: Params) -> ApiResult<S
 /// What a filter looks at.
 fn condition(filter: &Filter, region: &Region) -> Condition {
     let expression = match filter.name.as_str() {
-        "attachment.attach-time" => r#"to_char(a.attached_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"#,
+        "attachment.attach-time" => r#"to_char(a.attached_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS".000Z"')"#,
         "attachment.delete-on-termination" => "a.delete_on_termination::text",
         "attachment.device" => "a.device",
         "attachment.instance-id" => "a.instance_id",
@@ -155,7 +155,7 @@ fn attachment(xml: &mut Xml, row: &DescribedVolume) {
             .plain("instanceId", instance)
             .text("device", device)
             .plain("status", state)
-            .time("attachTime", at)
+            .second("attachTime", at)
             .plain("deleteOnTermination", row.delete_on_termination.unwrap_or(false));
     });
 }

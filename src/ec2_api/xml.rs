@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::fmt::{Display, Write as _};
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, SecondsFormat, SubsecRound, Utc};
 
 /// What every document starts with.
 pub const DECLARATION: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n";
@@ -61,6 +61,11 @@ impl Xml {
         self.out
     }
 
+    /// How many bytes it has so far.
+    pub fn len(&self) -> usize {
+        self.out.len()
+    }
+
     /// An element with text; an empty text gives `<name/>`.
     pub fn text(&mut self, name: &str, text: &str) -> &mut Self {
         if text.is_empty() {
@@ -94,6 +99,11 @@ impl Xml {
     /// A point in time, in milliseconds and UTC.
     pub fn time(&mut self, name: &str, at: DateTime<Utc>) -> &mut Self {
         self.text(name, &time_text(at))
+    }
+
+    /// A point in time of which EC2 tells only the second; it still writes milliseconds, all of them 0.
+    pub fn second(&mut self, name: &str, at: DateTime<Utc>) -> &mut Self {
+        self.time(name, at.trunc_subsecs(0))
     }
 
     /// An element with elements in it.
@@ -180,5 +190,8 @@ mod tests {
     fn times_have_milliseconds_and_a_z() {
         let at = DateTime::from_timestamp(1_769_860_800, 5_000_000).unwrap();
         assert_eq!(time_text(at), "2026-01-31T12:00:00.005Z");
+        let mut xml = Xml::answer("A", "v", "r");
+        xml.second("t", at);
+        assert!(xml.finish().contains("<t>2026-01-31T12:00:00.000Z</t>"));
     }
 }

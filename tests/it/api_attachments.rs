@@ -1,5 +1,8 @@
 //! AttachVolume, DetachVolume and DescribeInstances over HTTP.
 
+use vbs::db::instances::{self, Assigned};
+use vbs::ids::InstanceId;
+
 use crate::support::cloud::Cloud;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -131,5 +134,63 @@ async fn a_detach_must_name_the_attachment_there_is() {
         );
     }
     assert_eq!(cloud.attachment_state(&volume).await.as_deref(), Some("attached"));
+    cloud.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_gets_a_new_owner_without_the_volumes_and_tags_of_the_old_one() {
+    let cloud = Cloud::start().await;
+    let volume = cloud.volume().await;
+    let instance = cloud.instances().await.remove(0);
+    let other = cloud.another_account("210987654321").await;
+    cloud.client.ok("CreateTags", &[("ResourceId.1", &instance), ("Tag.1.Key", "secret")]).await;
+    cloud.attach(&volume, &instance, "/dev/sdf").await;
+    let id = InstanceId::parse(&instance).unwrap();
+    let assign = async || {
+        let mut conn = cloud.pool.get().await.unwrap();
+        instances::assign(&mut conn, &id, "210987654321").await.unwrap()
+    };
+    assert_eq!(assign().await, Assigned::Occupied);
+    assert!(other.ok("DescribeInstances", &[]).await.all("instanceId").is_empty());
+    cloud.client.ok("DetachVolume", &[("VolumeId", &volume)]).await;
+    cloud.volume_becomes(&volume, "available").await;
+    assert_eq!(assign().await, Assigned::Done);
+    let shown = other.ok("DescribeInstances", &[]).await;
+    assert_eq!(shown.all("instanceId"), std::slice::from_ref(&instance));
+    assert!(!shown.body.contains("secret"), "{}", shown.body);
+    assert!(cloud.client.ok("DescribeTags", &[]).await.all("key").is_empty());
+    let parameters = [("VolumeId", volume.as_str()), ("InstanceId", &instance), ("Device", "/dev/sdf")];
+    assert_eq!(cloud.client.fails("AttachVolume", &parameters).await.0, "InvalidInstanceID.NotFound");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_attaches_at_once_to_one_instance_no_more_win_than_it_may_have() {
+    let cloud = Cloud::start().await;
+    let instance = cloud.instances().await.remove(0);
+    let create = [("AvailabilityZone", "us-east-1a"), ("Size", "1")];
+    let mut volumes = Vec::new();
+    for _ in 0..32 {
+        volumes.push(cloud.client.ok("CreateVolume", &create).await.text("volumeId"));
+    }
+    cloud.settle().await;
+    let tries: Vec<_> = volumes
+        .into_iter()
+        .zip(('b'..='d').flat_map(|first| ('a'..='z').map(move |second| format!("/dev/xvd{first}{second}"))))
+        .map(|(volume, device)| {
+            let (client, instance) = (cloud.client.clone(), instance.clone());
+            tokio::spawn(async move {
+                let parameters = [("VolumeId", volume.as_str()), ("InstanceId", &instance), ("Device", &device)];
+                client.call("AttachVolume", &parameters).await.find("Code")
+            })
+        })
+        .collect();
+    let mut refused = 0;
+    for each in tries {
+        if let Some(code) = each.await.unwrap() {
+            assert_eq!(code, "AttachmentLimitExceeded");
+            refused += 1;
+        }
+    }
+    assert_eq!(refused, 32 - 26);
     cloud.settle().await;
 }

@@ -120,3 +120,15 @@ async fn the_region_its_zones_and_the_caller_are_described() {
     let answer = stranger.call("GetCallerIdentity", &[]).await;
     assert_eq!((answer.status, answer.text("Code").as_str()), (403, "InvalidClientTokenId"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_is_found_by_its_id_though_another_one_is_called_so() {
+    let cloud = Cloud::start().await;
+    let mut conn = cloud.pool.get().await.unwrap();
+    db::accounts::create(&mut conn, "111111111111", "222222222222").await.unwrap();
+    db::accounts::create(&mut conn, "222222222222", "the real one").await.unwrap();
+    db::accounts::create(&mut conn, "333333333333", "333333333334").await.unwrap();
+    for (asked, id) in [("222222222222", "222222222222"), ("333333333334", "333333333333")] {
+        assert_eq!(db::accounts::find(&mut conn, asked).await.unwrap().unwrap().id, id);
+    }
+}

@@ -1,5 +1,9 @@
 //! CreateSnapshot, DeleteSnapshot and DescribeSnapshots over HTTP.
 
+use std::time::Duration;
+
+use vbs::delegate::sim::{Fault, FaultKind};
+
 use crate::support::cloud::Cloud;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -89,4 +93,22 @@ async fn another_accounts_snapshot_does_not_exist() {
         assert_eq!(stranger.fails(action, &parameters).await.0, "InvalidSnapshot.NotFound", "{action}");
     }
     assert_eq!(stranger.ok("DescribeSnapshots", &[]).await.all("snapshotId").len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_tags_of_a_deleted_snapshot_are_gone_though_its_node_still_has_it() {
+    let cloud = Cloud::start().await;
+    let volume = cloud.volume().await;
+    let tag = [("TagSpecification.1.ResourceType", "snapshot"), ("TagSpecification.1.Tag.1.Key", "Name")];
+    let id = cloud
+        .client
+        .ok("CreateSnapshot", &[&[("VolumeId", volume.as_str())], &tag[..]].concat())
+        .await
+        .text("snapshotId");
+    cloud.snapshot_becomes(&id, "completed").await;
+    assert_eq!(cloud.client.ok("DescribeTags", &[]).await.all("resourceId"), std::slice::from_ref(&id));
+    cloud.sim.push_fault(Fault::once("ensure_no_snapshot", FaultKind::Hang(Duration::from_millis(500))));
+    cloud.client.ok("DeleteSnapshot", &[("SnapshotId", &id)]).await;
+    assert!(cloud.client.ok("DescribeTags", &[]).await.all("resourceId").is_empty());
+    cloud.settle().await;
 }

@@ -39,7 +39,8 @@ async fn a_created_volume_is_answered_and_described_with_the_elements_clients_ne
     let id = answer.text("volumeId");
     cloud.volume_becomes(&id, "available").await;
     let described = cloud.client.ok("DescribeVolumes", &[("VolumeId.1", &id)]).await;
-    assert_eq!(described.text("createTime"), answer.text("createTime"), "the same volume");
+    let (exact, answered) = (described.text("createTime"), answer.text("createTime"));
+    assert_eq!(answered, format!("{}.000Z", &exact[..19]), "the answer tells whole seconds, the describe more");
     assert!(described.body.contains("<attachmentSet/><volumeType>"), "no tagSet without tags: {}", described.body);
     assert_eq!(described.text("volumeArn"), format!("arn:aws:ec2:us-east-1:123456789012:volume/{id}"));
     assert!(described.find("nextToken").is_none());
@@ -67,6 +68,16 @@ async fn a_refused_create_says_what_aws_says_and_makes_nothing() {
             vec![ZONE, size, ("VolumeType", "bad")],
             "UnknownVolumeType",
             "Unsupported volume type 'bad' for volume creation. ",
+        ),
+        (
+            vec![("AvailabilityZone", "mars-1a"), size, ("TagSpecification.1.Tag.1.Key", "k")],
+            "InvalidZone.NotFound",
+            "The zone 'mars-1a' does not exist.",
+        ),
+        (
+            vec![ZONE, size, ("TagSpecification.1.Tag.1.Key", "k"), ("DryRun", "true")],
+            "InvalidParameterValue",
+            "Tag specification resource type must have a value",
         ),
         (vec![ZONE, size, ("Colour", "red")], "UnknownParameter", "The parameter Colour is not recognized"),
         (vec![ZONE, size, ("Encrypted", "true")], "UnsupportedOperation", "Encrypted volumes are not supported."),
