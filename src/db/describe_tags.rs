@@ -128,11 +128,7 @@ pub async fn most(conn: &mut Conn, resource_ids: &[&str]) -> Result<i64> {
 }
 
 /// Takes tags off resources: by key, and with a value only where it is that.
-pub async fn remove(
-    conn: &mut Conn,
-    resource_ids: &[&str],
-    tags: &BTreeSet<(String, Option<String>)>,
-) -> Result<()> {
+pub async fn remove(conn: &mut Conn, resource_ids: &[&str], tags: &BTreeSet<(String, Option<String>)>) -> Result<()> {
     let (keys, values): (Vec<&str>, Vec<Option<&str>>) =
         tags.iter().map(|(key, value)| (key.as_str(), value.as_deref())).unzip();
     diesel::sql_query(
