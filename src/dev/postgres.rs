@@ -14,7 +14,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use rustix::process::Signal;
 use tokio::net::UnixStream;
 use tokio::process::Command;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::NoTls;
 
 use super::account::{self, User};
@@ -29,6 +29,8 @@ const SOCKET: &str = ".s.PGSQL.5432";
 const DATABASE: &str = "vbs";
 /// Recovery after a crash may take a while before the server answers.
 const START_DEADLINE: Duration = Duration::from_secs(120);
+/// How long what is left of a killed Postgres may hold the data directory.
+const LET_GO: Duration = Duration::from_secs(20);
 const INITDB_DEADLINE: Duration = Duration::from_secs(120);
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -92,8 +94,8 @@ impl Postgres {
     }
 
     async fn await_answer(&self) -> Result<(), DevError> {
-        let deadline = Instant::now() + START_DEADLINE;
-        let child = match self.children.adopt(NAME)? {
+        let start = Instant::now();
+        let mut child = match self.children.adopt(NAME)? {
             Some(child) => child,
             // It may run although no record says so: who listens on the socket in its data directory is it.
             None => match self.listener().await {
@@ -109,9 +111,15 @@ impl Postgres {
                     self.children.take_over(&self.spec, pid)?;
                     continue;
                 }
-                return Err(DevError::new(format!("Postgres ended:\n{}", self.children.last_words(NAME))));
+                let words = self.children.last_words(NAME);
+                if is_held(&words) && start.elapsed() < LET_GO {
+                    sleep(Duration::from_millis(200)).await;
+                    child = self.children.adopt_or_spawn(&self.spec)?;
+                    continue;
+                }
+                return Err(DevError::new(format!("Postgres ended:\n{words}")));
             }
-            if Instant::now() > deadline {
+            if start.elapsed() > START_DEADLINE {
                 let words = self.children.last_words(NAME);
                 return Err(DevError::new(format!("Postgres does not answer: {error}\n{words}")));
             }
@@ -141,6 +149,12 @@ impl Postgres {
         }
         Ok(())
     }
+}
+
+/// Whether Postgres has refused to start because of what is left of one that was killed: the first process until somebody has
+/// taken note of its end, the others until they notice that the first is gone.
+fn is_held(words: &str) -> bool {
+    words.contains("\"postmaster.pid\" already exists") || words.contains("pre-existing shared memory block")
 }
 
 /// Ends the Postgres of `dir` by a fast shutdown: sessions are cut off, everything committed is kept.
