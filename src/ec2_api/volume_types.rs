@@ -258,7 +258,8 @@ mod tests {
         assert!(check_size(&shape, 4).is_ok());
         let shape = check(Asked { iops: Some(201), ..asked }).unwrap();
         assert!(check_size(&shape, 4).is_err(), "the ratio");
-        for (iops, good) in [(None, true), (Some(500), true), (Some(501), false), (Some(2_999), false), (Some(3_000), true)]
+        for (iops, good) in
+            [(None, true), (Some(500), true), (Some(501), false), (Some(2_999), false), (Some(3_000), true)]
         {
             let shape = check(Asked { volume_type: Some("gp3"), iops, ..Asked::default() }).unwrap();
             assert_eq!(check_size(&shape, 1).is_ok(), good, "{iops:?}");
