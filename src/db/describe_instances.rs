@@ -5,7 +5,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{Array, Int4, Int8, Nullable, Text, Timestamptz};
 use diesel_async::RunQueryDsl;
 
-use super::select::{Condition, Select};
+use super::statement::{Condition, Statement};
 use super::{Conn, Result};
 use crate::ids::InstanceId;
 use crate::state::InstanceState;
@@ -82,7 +82,7 @@ pub async fn by_ids(
     ids: &[InstanceId],
     conditions: &[Condition],
 ) -> Result<Vec<DescribedInstance>> {
-    let query: Select<Row> = Select::new(SELECT)
+    let query: Statement<Row> = Statement::new(SELECT)
         .text(account_id)
         .sql(" AND i.id")
         .one_of(ids)
@@ -99,7 +99,7 @@ pub async fn page(
     limit: i64,
     conditions: &[Condition],
 ) -> Result<Vec<DescribedInstance>> {
-    let query: Select<Row> = Select::new(SELECT)
+    let query: Statement<Row> = Statement::new(SELECT)
         .text(account_id)
         .sql(" AND i.id > ")
         .text(after.unwrap_or_default())

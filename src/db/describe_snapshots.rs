@@ -5,7 +5,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{Array, Bool, Int4, Int8, Nullable, Text, Timestamptz};
 use diesel_async::RunQueryDsl;
 
-use super::select::{Condition, Select};
+use super::statement::{Condition, Statement};
 use super::{Conn, Result};
 use crate::ids::{SnapshotId, VolumeId};
 use crate::state::SnapshotState;
@@ -74,7 +74,7 @@ pub async fn by_ids(
     ids: &[SnapshotId],
     conditions: &[Condition],
 ) -> Result<Vec<DescribedSnapshot>> {
-    let query: Select<Row> = Select::new(SELECT)
+    let query: Statement<Row> = Statement::new(SELECT)
         .text(account_id)
         .sql(" AND s.state <> 'deleting' AND s.id")
         .one_of(ids)
@@ -91,7 +91,7 @@ pub async fn page(
     limit: i64,
     conditions: &[Condition],
 ) -> Result<Vec<DescribedSnapshot>> {
-    let query: Select<Row> = Select::new(SELECT)
+    let query: Statement<Row> = Statement::new(SELECT)
         .text(account_id)
         .sql(" AND s.state <> 'deleting' AND s.id > ")
         .text(after.unwrap_or_default())

@@ -6,7 +6,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Nullable, Text};
 use diesel_async::RunQueryDsl;
 
-use super::select::{Condition, Select};
+use super::statement::{Condition, Statement};
 use super::{Conn, Result};
 use crate::ids::{InstanceId, SnapshotId, VolumeId};
 
@@ -32,8 +32,8 @@ pub async fn page(
     conditions: &[Condition],
 ) -> Result<Vec<DescribedTag>> {
     let (resource_id, key) = after.unwrap_or_default();
-    let query: Select<(Text, Text, Text, Text)> =
-        Select::new("SELECT g.resource_id, g.resource_type, g.key, g.value FROM tags g WHERE g.account_id = ")
+    let query: Statement<(Text, Text, Text, Text)> =
+        Statement::new("SELECT g.resource_id, g.resource_type, g.key, g.value FROM tags g WHERE g.account_id = ")
             .text(account_id)
             .sql(" AND (g.resource_id, g.key) > (")
             .text(resource_id)

@@ -5,7 +5,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{Array, Bool, Int4, Nullable, Text, Timestamptz};
 use diesel_async::RunQueryDsl;
 
-use super::select::{Condition, Select};
+use super::statement::{Condition, Statement};
 use super::{Conn, Result};
 use crate::ids::{InstanceId, SnapshotId, VolumeId};
 use crate::state::{AttachmentState, VolumeState};
@@ -97,7 +97,7 @@ pub async fn by_ids(
     ids: &[VolumeId],
     conditions: &[Condition],
 ) -> Result<Vec<DescribedVolume>> {
-    let query: Select<Row> = Select::new(SELECT)
+    let query: Statement<Row> = Statement::new(SELECT)
         .sql(" WHERE v.account_id = ")
         .text(account_id)
         .sql(" AND v.state <> 'deleted' AND v.id")
@@ -109,7 +109,8 @@ pub async fn by_ids(
 
 /// The volumes of these ids, whoever has them: for callers that look at the account of each row themselves.
 pub async fn of_any_account(conn: &mut Conn, ids: &[&str]) -> Result<Vec<DescribedVolume>> {
-    let query: Select<Row> = Select::new(SELECT).sql(" WHERE v.state <> 'deleted' AND v.id = ANY(").texts(ids).sql(")");
+    let query: Statement<Row> =
+        Statement::new(SELECT).sql(" WHERE v.state <> 'deleted' AND v.id = ANY(").texts(ids).sql(")");
     Ok(query.load(conn).await?)
 }
 
@@ -121,7 +122,7 @@ pub async fn page(
     limit: i64,
     conditions: &[Condition],
 ) -> Result<Vec<DescribedVolume>> {
-    let query: Select<Row> = Select::new(SELECT)
+    let query: Statement<Row> = Statement::new(SELECT)
         .sql(" WHERE v.account_id = ")
         .text(account_id)
         .sql(" AND v.state <> 'deleted' AND v.id > ")

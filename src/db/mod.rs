@@ -7,7 +7,6 @@ use diesel_async::pooled_connection::deadpool::{Object, Pool as Deadpool};
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
 use diesel_async::{AsyncConnection, AsyncMigrationHarness, AsyncPgConnection};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
-use futures_util::FutureExt;
 
 pub mod access_keys;
 pub mod accounts;
@@ -19,8 +18,8 @@ pub mod describe_volumes;
 pub mod gather;
 pub mod instances;
 pub mod schema;
-pub mod select;
 pub mod snapshots;
+pub mod statement;
 pub mod tags;
 pub mod volumes;
 pub mod workflows;
@@ -68,7 +67,6 @@ impl Pool {
         // The default asks Postgres at every check-out whether the connection lives, which doubles the round trips of a
         // describe. A connection that died is noticed by its first query, and thrown away.
         config.recycling_method = RecyclingMethod::Fast;
-        config.custom_setup = Box::new(|url| establish(url).boxed());
         config.custom_setup = Box::new(|url| Box::pin(establish_bounded(url.to_owned())));
         let manager = AsyncDieselConnectionManager::<AsyncPgConnection>::new_with_config(url, config);
         let pool = Deadpool::builder(manager).max_size(size).build().map_err(|e| Error::Connection(e.to_string()))?;
@@ -85,28 +83,20 @@ impl Pool {
 }
 
 /// A connection on which no statement runs for ever: filters are the callers' own patterns, over as many rows as they have.
+/// Statements are planned once: each finds its rows by an index, whatever the values. Left to itself Postgres plans one with
+/// an array anew at each execution, which takes four times as long as running it.
 async fn establish_bounded(url: String) -> diesel::ConnectionResult<AsyncPgConnection> {
     let mut conn = AsyncPgConnection::establish(&url).await?;
     let set = format!(
         "SELECT set_config('statement_timeout', '{}', false), \
-         set_config('idle_in_transaction_session_timeout', '{}', false)",
+         set_config('idle_in_transaction_session_timeout', '{}', false), \
+         set_config('plan_cache_mode', 'force_generic_plan', false)",
         STATEMENT_TIMEOUT.as_millis(),
         IDLE_IN_TRANSACTION.as_millis(),
     );
     diesel_async::RunQueryDsl::execute(diesel::sql_query(set), &mut conn)
         .await
         .map_err(diesel::ConnectionError::CouldntSetupConfiguration)?;
-    Ok(conn)
-}
-
-/// Makes a connection for the pool.
-async fn establish(url: &str) -> diesel::ConnectionResult<AsyncPgConnection> {
-    let mut conn = AsyncPgConnection::establish(url).await?;
-    // Every statement finds its rows by an index, whatever the values, so the plan made once is the right one. Left to itself
-    // Postgres plans any statement with an array again each time, which takes four times as long as running it.
-    let setup = diesel::sql_query("SET plan_cache_mode = force_generic_plan");
-    let set = diesel_async::RunQueryDsl::execute(setup, &mut conn).await;
-    set.map_err(diesel::ConnectionError::CouldntSetupConfiguration)?;
     Ok(conn)
 }
 

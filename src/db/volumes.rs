@@ -1,10 +1,15 @@
 //! Volumes.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
+use diesel::dsl::{AsSelect, SqlTypeOf};
+use diesel::pg::Pg;
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
 use super::schema::volumes;
+use super::statement::Statement;
 use super::{Conn, Result, tags};
 use crate::ids::{SnapshotId, VolumeId};
 use crate::state::VolumeState;
@@ -51,8 +56,7 @@ pub async fn find(conn: &mut Conn, id: &VolumeId) -> Result<Option<Volume>> {
 }
 
 /// A volume that is being asked for.
-#[derive(Debug, Clone, Copy, Insertable)]
-#[diesel(table_name = volumes, check_for_backend(diesel::pg::Pg))]
+#[derive(Debug, Clone, Copy)]
 #[allow(missing_docs, reason = "the fields are those of Volume")]
 pub struct NewVolume<'a> {
     pub id: &'a VolumeId,
@@ -65,21 +69,69 @@ pub struct NewVolume<'a> {
     pub throughput: Option<i32>,
     pub initialization_rate: Option<i32>,
     pub snapshot_id: Option<&'a SnapshotId>,
-    pub state: VolumeState,
     pub client_token: Option<&'a str>,
     pub request_digest: Option<&'a [u8]>,
+    pub tags: &'a BTreeMap<String, String>,
 }
 
-/// Stores a new volume. `None`, and nothing done, when a volume with its client token is there already; a try that is under
-/// way at the same moment is waited for.
-pub async fn insert(conn: &mut Conn, new: &NewVolume<'_>) -> Result<Option<Volume>> {
-    Ok(diesel::insert_into(volumes::table)
-        .values(new)
-        .on_conflict_do_nothing()
-        .returning(Volume::as_returning())
-        .get_result(conn)
-        .await
-        .optional()?)
+/// Stores a new volume as `creating`, with its tags, and enqueues the workflow `kind` with `params` for it: all or nothing, in
+/// one statement, since a transaction of several would spend most of its time on the way. `None`, and nothing done, when a
+/// volume with its client token is there already; a try that is under way at the same moment is waited for.
+pub async fn accept(
+    conn: &mut Conn,
+    new: &NewVolume<'_>,
+    kind: &'static str,
+    params: &serde_json::Value,
+) -> Result<Option<Volume>> {
+    let (keys, values): (Vec<&str>, Vec<&str>) = new.tags.iter().map(|(key, value)| (&**key, &**value)).unzip();
+    let statement: Statement<SqlTypeOf<AsSelect<Volume, Pg>>> = Statement::new(
+        "WITH made AS (INSERT INTO volumes (state, id, account_id, zone, node, size_gib, volume_type, iops, throughput, \
+         initialization_rate, snapshot_id, client_token, request_digest) VALUES ('creating', ",
+    )
+    .text(new.id.as_str())
+    .sql(", ")
+    .text(new.account_id)
+    .sql(", ")
+    .text(new.zone)
+    .sql(", ")
+    .text(new.node)
+    .sql(", ")
+    .optional_number(Some(new.size_gib))
+    .sql(", ")
+    .text(new.volume_type)
+    .sql(", ")
+    .optional_number(new.iops)
+    .sql(", ")
+    .optional_number(new.throughput)
+    .sql(", ")
+    .optional_number(new.initialization_rate)
+    .sql(", ")
+    .optional_text(new.snapshot_id.map(SnapshotId::as_str))
+    .sql(", ")
+    .optional_text(new.client_token)
+    .sql(", ")
+    .optional_bytes(new.request_digest)
+    .sql(
+        ") ON CONFLICT DO NOTHING RETURNING *), \
+         tagged AS (INSERT INTO tags (resource_id, key, value, account_id, resource_type) \
+            SELECT made.id, t.key, t.value, made.account_id, 'volume' FROM made, unnest(",
+    )
+    .texts(&keys)
+    .sql(", ")
+    .texts(&values)
+    .sql(
+        ") AS t (key, value)), \
+         enqueued AS (INSERT INTO workflows (lock_key, volume_id, kind, params) SELECT made.id, made.id, ",
+    )
+    .text(kind)
+    .sql(", ")
+    .text(params.to_string())
+    .sql(
+        "::jsonb FROM made) \
+         SELECT id, account_id, zone, node, size_gib, volume_type, iops, throughput, initialization_rate, encrypted, \
+         multi_attach, snapshot_id, state, state_reason, created_at FROM made",
+    );
+    Ok(statement.get_result(conn).await.optional()?)
 }
 
 /// The volume that a client token stands for, deleted or not, with the digest of the request that made it.

@@ -10,6 +10,7 @@ use diesel_async::RunQueryDsl;
 use serde_json::Value;
 
 use super::schema::{workflow_events, workflows};
+use super::statement::Statement;
 use super::{Conn, Result};
 use crate::ids::VolumeId;
 
@@ -113,40 +114,33 @@ pub async fn enqueue_if_idle(
 /// snapshots of it. The deletion of a snapshot has nothing to do with the volume any more. Everything else on one volume
 /// runs in the order it was asked for.
 pub async fn claim(conn: &mut Conn, owner: &str, lease_s: i64, limit: i64) -> Result<Vec<Workflow>> {
-    Ok(diesel::sql_query(
-        "UPDATE workflows SET lease_owner = $1, lease_until = now() + make_interval(secs => $2), \
-         lease_generation = nextval('lease_generations') \
-         WHERE id = ANY (ARRAY(SELECT id FROM workflows w \
-            WHERE finished_at IS NULL AND not_before <= now() AND (lease_until IS NULL OR lease_until < now()) \
-            AND NOT EXISTS (SELECT FROM workflows older \
-                WHERE older.volume_id = w.volume_id AND older.finished_at IS NULL AND older.id < w.id \
-                AND 'delete_snapshot' NOT IN (w.kind, older.kind) \
-                AND NOT (w.kind IN ('create_snapshot', 'detach_volume') \
-                    AND older.kind IN ('create_snapshot', 'detach_volume'))) \
-            ORDER BY not_before LIMIT $3 FOR UPDATE SKIP LOCKED)) \
-         RETURNING *",
-    )
-    .bind::<Text, _>(owner)
-    .bind::<Double, _>(seconds(lease_s))
-    .bind::<BigInt, _>(limit)
-    .load(conn)
-    .await?)
+    let statement: Statement<workflows::SqlType> = Statement::new("UPDATE workflows SET lease_owner = ")
+        .text(owner)
+        .sql(", lease_until = now() + make_interval(secs => ")
+        .fraction(seconds(lease_s))
+        .sql(
+            "), lease_generation = nextval('lease_generations') \
+             WHERE id = ANY (ARRAY(SELECT id FROM workflows w \
+                WHERE finished_at IS NULL AND not_before <= now() AND (lease_until IS NULL OR lease_until < now()) \
+                AND NOT EXISTS (SELECT FROM workflows older \
+                    WHERE older.volume_id = w.volume_id AND older.finished_at IS NULL AND older.id < w.id \
+                    AND 'delete_snapshot' NOT IN (w.kind, older.kind) \
+                    AND NOT (w.kind IN ('create_snapshot', 'detach_volume') \
+                        AND older.kind IN ('create_snapshot', 'detach_volume'))) \
+                ORDER BY not_before LIMIT ",
+        )
+        .number(limit)
+        .sql(" FOR UPDATE SKIP LOCKED)) RETURNING *");
+    Ok(statement.load(conn).await?)
 }
 
 /// Milliseconds until the next workflow that nobody holds is due, if there is one.
 pub async fn next_due_ms(conn: &mut Conn) -> Result<Option<i64>> {
-    #[derive(QueryableByName)]
-    struct Row {
-        #[diesel(sql_type = diesel::sql_types::Nullable<BigInt>)]
-        ms: Option<i64>,
-    }
-    let row: Row = diesel::sql_query(
-        "SELECT greatest(0, ceil(1000 * extract(epoch FROM min(not_before) - now())))::bigint AS ms \
+    let statement: Statement<Nullable<BigInt>> = Statement::new(
+        "SELECT ceil(1000 * extract(epoch FROM min(not_before) - now()))::bigint \
          FROM workflows WHERE finished_at IS NULL AND lease_until IS NULL AND not_before > now()",
-    )
-    .get_result(conn)
-    .await?;
-    Ok(row.ms)
+    );
+    Ok(statement.get_result(conn).await?)
 }
 
 /// Lengthens a lease.
@@ -273,31 +267,25 @@ pub async fn poke(conn: &mut Conn, lock_key: &str) -> Result<()> {
     Ok(())
 }
 
-/// Locks the row for the transaction that ends the workflow; `false` means that the lease has passed on.
-pub async fn lock(conn: &mut Conn, id: i64, generation: i64) -> Result<bool> {
-    let held: Option<i64> = workflows::table
-        .filter(workflows::id.eq(id).and(workflows::lease_generation.eq(generation)))
-        .filter(workflows::finished_at.is_null())
-        .select(workflows::id)
-        .for_no_key_update()
-        .first(conn)
-        .await
-        .optional()?;
-    Ok(held.is_some())
-}
-
-/// Ends a workflow that [`lock`] has locked in this transaction.
-pub async fn finish(conn: &mut Conn, id: i64, outcome: &str) -> Result<()> {
-    diesel::update(workflows::table.find(id))
-        .set((
-            workflows::outcome.eq(outcome),
-            workflows::finished_at.eq(diesel::dsl::now),
-            workflows::lease_owner.eq(None::<String>),
-            workflows::lease_until.eq(None::<DateTime<Utc>>),
-        ))
-        .execute(conn)
-        .await?;
-    Ok(())
+/// Ends a workflow and adds that to its history; `false`, and nothing done, when the lease has passed on. Its row stays locked
+/// until the transaction is over, in which what the end means for the resource is written.
+pub async fn finish(conn: &mut Conn, id: i64, generation: i64, outcome: &str, reason: &str) -> Result<bool> {
+    let statement: Statement<BigInt> = Statement::new(
+        "WITH ended AS (UPDATE workflows SET finished_at = now(), lease_owner = NULL, lease_until = NULL, outcome = ",
+    )
+    .text(outcome)
+    .sql(" WHERE finished_at IS NULL AND id = ")
+    .number(id)
+    .sql(" AND lease_generation = ")
+    .number(generation)
+    .sql(
+        " RETURNING *), noted AS (INSERT INTO workflow_events \
+                 (workflow_id, generation, direction, step, event, detail) \
+                 SELECT id, lease_generation, direction, '', outcome, ",
+    )
+    .text(reason)
+    .sql(" FROM ended) SELECT count(*) FROM ended");
+    Ok(statement.get_result::<i64>(conn).await? == 1)
 }
 
 /// Adds to the history.

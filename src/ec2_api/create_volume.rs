@@ -7,7 +7,7 @@ use diesel_async::AsyncConnection;
 use sha2::{Digest, Sha256};
 
 use crate::db::volumes::{self as rows, NewVolume, Volume};
-use crate::db::{Conn, describe_tags, snapshots};
+use crate::db::{Conn, snapshots};
 use crate::ids::{SnapshotId, VolumeId};
 use crate::state::{SnapshotState, VolumeState};
 use crate::workers::create_volume;
@@ -154,42 +154,55 @@ pub async fn create(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
     call.stop_if_dry_run()?;
     request.check_late(&shape)?;
     let digest = request.token.as_ref().map(|_| request.digest(zone, &shape, &tags));
-    let mut conn = api.pool.get().await?;
-    let volume = conn
-        .transaction(async |conn| {
-            let account = &*call.caller.account_id;
-            for _ in 0..TRIES {
-                if let (Some(token), Some(digest)) = (&request.token, &digest)
-                    && let Some(earlier) = repeated(conn, account, token, digest).await?
-                {
-                    return Ok(earlier);
-                }
-                let (size_gib, node) = place(api, conn, account, zone, &shape, snapshot.as_ref()).await?;
-                let new = NewVolume {
-                    id: &VolumeId::generate(),
-                    account_id: account,
-                    zone: &zone.name,
-                    node: &node,
-                    size_gib,
-                    volume_type: shape.volume_type,
-                    iops: shape.iops(size_gib),
-                    throughput: shape.throughput,
-                    initialization_rate: request.rate,
-                    snapshot_id: snapshot.as_ref(),
-                    state: VolumeState::Creating,
-                    client_token: request.token.as_deref(),
-                    request_digest: digest.as_deref(),
-                };
-                if let Some(row) = rows::insert(conn, &new).await? {
-                    describe_tags::insert(conn, account, "volume", row.id.as_str(), &tags).await?;
-                    create_volume::enqueue(conn, &row.id).await?;
-                    return Ok(row);
-                }
-                // Another try with the same token was faster, and has committed by now.
+    let account = &*call.caller.account_id;
+    let accept = async |conn: &mut Conn| {
+        for _ in 0..TRIES {
+            let (size_gib, node) = place(api, conn, account, zone, &shape, snapshot.as_ref()).await?;
+            let new = NewVolume {
+                id: &VolumeId::generate(),
+                account_id: account,
+                zone: &zone.name,
+                node: &node,
+                size_gib,
+                volume_type: shape.volume_type,
+                iops: shape.iops(size_gib),
+                throughput: shape.throughput,
+                initialization_rate: request.rate,
+                snapshot_id: snapshot.as_ref(),
+                client_token: request.token.as_deref(),
+                request_digest: digest.as_deref(),
+                tags: &tags,
+            };
+            if let Some(row) = create_volume::accept(conn, &new).await? {
+                return Ok(row);
             }
-            Err(ApiError::unavailable("a client token came and went"))
+            // An earlier try with the same token has committed by now.
+            let (Some(token), Some(digest)) = (&request.token, &digest) else {
+                return Err(ApiError::internal("an insert without a token conflicted"));
+            };
+            if let Some(earlier) = repeated(conn, account, token, digest).await? {
+                return Ok(earlier);
+            }
+            // Its volume could not be made, and gave the token back.
+        }
+        Err(ApiError::unavailable("a client token came and went"))
+    };
+    let mut conn = api.pool.get().await?;
+    let volume = if snapshot.is_none() {
+        // One statement: a transaction of its own.
+        accept(&mut conn).await?
+    } else {
+        conn.transaction(async |conn| {
+            // Before the snapshot is looked at, which may be gone by now.
+            if let (Some(token), Some(digest)) = (&request.token, &digest)
+                && let Some(earlier) = repeated(conn, account, token, digest).await?
+            {
+                return Ok(earlier);
+            }
+            accept(conn).await
         })
-        .await?;
+        .await?
+    };
     api.wake.wake();
     Ok(render(api, call, &volume, &tags))
 }

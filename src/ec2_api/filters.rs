@@ -5,7 +5,7 @@
 //! is read into memory; [`Glob::matches`] is for the few sets that are no tables. A filter that is not known is an error: to ignore
 //! one would select everything.
 
-use crate::db::select::Values;
+use crate::db::statement::Values;
 
 use super::error::{ApiError, ApiResult};
 use super::faults::{clip, invalid_value};

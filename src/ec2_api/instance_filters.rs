@@ -3,7 +3,7 @@
 //! EC2 knows far more of an instance than a block store does. The names it documents for attributes that no machine here has are
 //! known all the same, and match nothing, as they do on EC2 for an instance without the attribute.
 
-use crate::db::select::{Condition, Subject, Values};
+use crate::db::statement::{Condition, Subject, Values};
 
 use super::filters::Filter;
 use super::region::Region;

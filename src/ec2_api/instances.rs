@@ -1,7 +1,7 @@
 //! DescribeInstances: the machines that VMM delegates report, as clients expect instances to look.
 
 use crate::db::describe_instances::{self as table, DescribedInstance};
-use crate::db::select::{Condition, Subject, Values};
+use crate::db::statement::{Condition, Subject, Values};
 
 use super::error::ApiResult;
 use super::paging::{Onward, PageParams, PageRules};

@@ -5,8 +5,8 @@ use std::time::Duration;
 use diesel_async::AsyncConnection;
 
 use crate::db::describe_snapshots::{self as table, DescribedSnapshot};
-use crate::db::select::{Condition, Subject};
 use crate::db::snapshots::{self as rows, NewSnapshot, Snapshot};
+use crate::db::statement::{Condition, Subject};
 use crate::db::{describe_tags, volumes as volume_rows};
 use crate::ids::{SnapshotId, VolumeId};
 use crate::state::{SnapshotState, VolumeState};

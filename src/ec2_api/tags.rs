@@ -6,7 +6,7 @@ use std::hash::Hash;
 use diesel_async::AsyncConnection;
 
 use crate::db::describe_tags::{self as table, DescribedTag};
-use crate::db::select::{Condition, Subject};
+use crate::db::statement::{Condition, Subject};
 use crate::db::{Conn, describe_instances, describe_snapshots, describe_volumes};
 use crate::ids::{Id, Instance, InstanceId, Kind, Snapshot, SnapshotId, VolumeId};
 

@@ -5,7 +5,7 @@ use diesel_async::AsyncConnection;
 use crate::db::Conn;
 use crate::db::attachments;
 use crate::db::describe_volumes::{self as table, DescribedVolume};
-use crate::db::select::{Condition, Subject, Values};
+use crate::db::statement::{Condition, Subject, Values};
 use crate::db::volumes as volume_rows;
 use crate::ids::VolumeId;
 use crate::state::VolumeState;

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::engine::{OnFailure, Run, StepError, Workflow};
-use crate::db::{self, Conn, volumes, workflows};
+use crate::db::volumes::NewVolume;
+use crate::db::{self, Conn, volumes};
 use crate::delegate::VolumeSpec;
 use crate::ids::VolumeId;
 use crate::state::VolumeState;
@@ -23,10 +24,9 @@ pub(super) enum Step {
     Make,
 }
 
-/// Enqueues the making of a volume whose row is `creating`.
-pub async fn enqueue(conn: &mut Conn, volume: &VolumeId) -> db::Result<()> {
-    let params = serde_json::json!({ "volume": volume });
-    workflows::enqueue(conn, KIND, volume.as_str(), volume, &params).await
+/// Stores a volume and enqueues its making. `None` when its client token stands for another already.
+pub async fn accept(conn: &mut Conn, new: &NewVolume<'_>) -> db::Result<Option<volumes::Volume>> {
+    volumes::accept(conn, new, KIND, &serde_json::json!({ "volume": new.id })).await
 }
 
 impl Workflow for CreateVolume {

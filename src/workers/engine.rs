@@ -305,15 +305,17 @@ async fn finish<W: Workflow>(context: &Context, row: &Row, job: &W, ended: Ended
     let mut conn = context.pool.get().await?;
     let held = conn
         .transaction(async |conn| {
-            if !workflows::lock(conn, row.id, row.lease_generation).await? {
+            let outcome = match ended {
+                Ended::Succeeded => "succeeded",
+                Ended::Undone => "undone",
+            };
+            if !workflows::finish(conn, row.id, row.lease_generation, outcome, reason).await? {
                 return Ok::<Held, db::Error>(Held::Lost);
             }
-            let outcome = match ended {
-                Ended::Succeeded => job.record(conn).await.map(|()| "succeeded")?,
-                Ended::Undone => job.record_undone(conn, reason).await.map(|()| "undone")?,
-            };
-            workflows::add_event(conn, row, "", outcome, reason).await?;
-            workflows::finish(conn, row.id, outcome).await?;
+            match ended {
+                Ended::Succeeded => job.record(conn).await?,
+                Ended::Undone => job.record_undone(conn, reason).await?,
+            }
             Ok(Held::Mine)
         })
         .await?;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -32,6 +33,10 @@ pub use nodes::Nodes;
 /// How long the pause between two notifications to other gateways is at least: NOTIFY takes a lock that all commits which
 /// notify share, so it stays out of the API's transactions and is not sent for each of them.
 const ANNOUNCE_PAUSE: Duration = Duration::from_millis(50);
+
+/// The pause between two claims at least, so that under load one claim takes many workflows. Nothing waits for it when little
+/// is to be done.
+const CLAIM_PAUSE: Duration = Duration::from_millis(5);
 
 /// How long steps in progress may go on after a stop was asked for.
 const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -88,6 +93,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
 async fn work(context: &Arc<Context>, stop: &CancellationToken) {
     let mut running: JoinSet<()> = JoinSet::new();
     while !stop.is_cancelled() {
+        let next_claim = Instant::now() + CLAIM_PAUSE;
         while running.try_join_next().is_some() {}
         let free = context.settings.concurrency.saturating_sub(running.len());
         let mut wait = Duration::from_secs(context.settings.poll_s.max(1));
@@ -110,6 +116,7 @@ async fn work(context: &Arc<Context>, stop: &CancellationToken) {
             Some(_) = running.join_next() => {}
             () = tokio::time::sleep(wait) => {}
         }
+        tokio::time::sleep_until(next_claim).await;
     }
     let finished = async { while running.join_next().await.is_some() {} };
     if tokio::time::timeout(STOP_GRACE, finished).await.is_err() {
@@ -122,7 +129,7 @@ async fn claim(context: &Context, free: usize) -> db::Result<(Vec<db::workflows:
     let lease_s = i64::try_from(context.settings.lease_s).unwrap_or(i64::MAX);
     let limit = i64::try_from(free).unwrap_or(i64::MAX);
     let claimed = db::workflows::claim(&mut conn, &context.owner, lease_s, limit).await?;
-    let due = db::workflows::next_due_ms(&mut conn).await?;
+    let due = if claimed.len() < free { db::workflows::next_due_ms(&mut conn).await? } else { None };
     Ok((claimed, due.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0)))))
 }
 

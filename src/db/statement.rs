@@ -1,20 +1,22 @@
-//! Describes are put together at run time: ids, a page and any filters, all in one statement.
+//! Statements that diesel's own language cannot say: describes, which are put together at run time from ids, a page and any
+//! filters, and a few that do much in one round trip.
 //!
 //! The text of a statement is made of literals of this program only; whatever a caller sent is a bound value. So nothing
-//! can be injected, and a statement without filters is always the same text, prepared once a connection.
+//! can be injected, and a statement without filters is always the same text, prepared once a connection. (diesel's
+//! `sql_query` is parsed and planned anew each time, for a second round trip.)
 
 use std::marker::PhantomData;
 
 use diesel::pg::Pg;
 use diesel::prelude::*;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
-use diesel::sql_types::{Array, BigInt, Text};
+use diesel::sql_types::{Array, BigInt, Bytea, Double, Integer, Nullable, Text};
 
 use crate::ids::{Id, Kind};
 
 /// A statement under construction; its rows have the SQL type `R`.
 #[derive(Debug)]
-pub struct Select<R> {
+pub struct Statement<R> {
     pieces: Vec<Piece>,
     cached: bool,
     row: PhantomData<fn() -> R>,
@@ -26,6 +28,10 @@ enum Piece {
     Text(String),
     Texts(Vec<String>),
     Number(i64),
+    Fraction(f64),
+    OptionalText(Option<String>),
+    OptionalNumber(Option<i32>),
+    OptionalBytes(Option<Vec<u8>>),
 }
 
 /// The values of a filter: a text is selected by one that equals it or is a pattern of LIKE that fits.
@@ -63,7 +69,7 @@ pub struct Condition {
     pub values: Values,
 }
 
-impl<R> Select<R> {
+impl<R> Statement<R> {
     /// Starts a statement.
     pub fn new(sql: &'static str) -> Self {
         Self { pieces: vec![Piece::Sql(sql)], cached: true, row: PhantomData }
@@ -90,20 +96,44 @@ impl<R> Select<R> {
         self
     }
 
-    /// Goes on with a comparison to ids. A single one is compared as itself: for `= ANY` Postgres plans the statement anew at each
-    /// execution, which takes four times as long as running it.
+    /// Goes on with a comparison to ids.
     #[must_use]
     pub fn one_of<K: Kind>(self, ids: &[Id<K>]) -> Self {
-        match ids {
-            [one] => self.sql(" = ").text(one.as_str()),
-            many => self.sql(" = ANY(").texts(&many.iter().map(Id::as_str).collect::<Vec<_>>()).sql(")"),
-        }
+        self.sql(" = ANY(").texts(&ids.iter().map(Id::as_str).collect::<Vec<_>>()).sql(")")
     }
 
     /// Goes on with a number.
     #[must_use]
     pub fn number(mut self, value: i64) -> Self {
         self.pieces.push(Piece::Number(value));
+        self
+    }
+
+    /// Goes on with a number that need not be whole.
+    #[must_use]
+    pub fn fraction(mut self, value: f64) -> Self {
+        self.pieces.push(Piece::Fraction(value));
+        self
+    }
+
+    /// Goes on with a value or NULL.
+    #[must_use]
+    pub fn optional_text(mut self, value: Option<&str>) -> Self {
+        self.pieces.push(Piece::OptionalText(value.map(str::to_owned)));
+        self
+    }
+
+    /// Goes on with a number or NULL.
+    #[must_use]
+    pub fn optional_number(mut self, value: Option<i32>) -> Self {
+        self.pieces.push(Piece::OptionalNumber(value));
+        self
+    }
+
+    /// Goes on with bytes or NULL.
+    #[must_use]
+    pub fn optional_bytes(mut self, value: Option<&[u8]>) -> Self {
+        self.pieces.push(Piece::OptionalBytes(value.map(<[u8]>::to_vec)));
         self
     }
 
@@ -146,17 +176,17 @@ impl<R> Select<R> {
     }
 }
 
-impl<R> Query for Select<R> {
+impl<R> Query for Statement<R> {
     type SqlType = R;
 }
 
-impl<R> QueryId for Select<R> {
+impl<R> QueryId for Statement<R> {
     type QueryId = ();
     // No static id: diesel's cache then goes by the text.
     const HAS_STATIC_QUERY_ID: bool = false;
 }
 
-impl<R> QueryFragment<Pg> for Select<R> {
+impl<R> QueryFragment<Pg> for Statement<R> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         if !self.cached {
             out.unsafe_to_cache_prepared();
@@ -167,6 +197,10 @@ impl<R> QueryFragment<Pg> for Select<R> {
                 Piece::Text(value) => out.push_bind_param::<Text, _>(value)?,
                 Piece::Texts(values) => out.push_bind_param::<Array<Text>, _>(values)?,
                 Piece::Number(value) => out.push_bind_param::<BigInt, _>(value)?,
+                Piece::Fraction(value) => out.push_bind_param::<Double, _>(value)?,
+                Piece::OptionalText(value) => out.push_bind_param::<Nullable<Text>, _>(value)?,
+                Piece::OptionalNumber(value) => out.push_bind_param::<Nullable<Integer>, _>(value)?,
+                Piece::OptionalBytes(value) => out.push_bind_param::<Nullable<Bytea>, _>(value)?,
             }
         }
         Ok(())
@@ -178,7 +212,8 @@ mod tests {
     use super::*;
 
     fn sql(conditions: &[Condition]) -> String {
-        let query: Select<BigInt> = Select::new("SELECT 1 FROM volumes v WHERE true").conditions(conditions, "v.id");
+        let query: Statement<BigInt> =
+            Statement::new("SELECT 1 FROM volumes v WHERE true").conditions(conditions, "v.id");
         diesel::debug_query::<Pg, _>(&query).to_string()
     }
 
