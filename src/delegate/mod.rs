@@ -14,6 +14,7 @@ use crate::ids::{SnapshotId, VolumeId};
 
 pub mod client;
 pub mod command;
+mod data_dir;
 pub mod fence;
 pub mod guard;
 pub mod server;

@@ -151,7 +151,12 @@ async fn disks(vmm: &dyn VmmDelegate, machine: &str) -> Vec<ObservedDisk> {
     observed(vmm, machine).await.disks
 }
 
-async fn a_machine_that_only_has_the_name_is_given_nothing(vmm: &dyn VmmDelegate, good: &ConnectSpec, disk: &DiskSpec) {
+/// `good` and `disk` are of one volume, and the machine is not paused.
+pub async fn a_machine_that_only_has_the_name_is_given_nothing(
+    vmm: &dyn VmmDelegate,
+    good: &ConnectSpec,
+    disk: &DiskSpec,
+) {
     let before = disks(vmm, &disk.machine.name).await;
     let machine = MachineRef { uuid: uuid::Uuid::new_v4().to_string(), ..disk.machine.clone() };
     let connect = ConnectSpec { machine: machine.clone(), ..good.clone() };
@@ -172,7 +177,8 @@ fn pause(disk: &DiskSpec) -> PauseSpec {
     PauseSpec { disk: disk.clone(), snapshot: SnapshotId::generate(), seconds: 60 }
 }
 
-async fn a_pause_is_of_the_newest_generation_that_asked_for_it(vmm: &dyn VmmDelegate, disk: &DiskSpec) {
+/// The disk is attached.
+pub async fn a_pause_is_of_the_newest_generation_that_asked_for_it(vmm: &dyn VmmDelegate, disk: &DiskSpec) {
     let pauses = || async { observed(vmm, &disk.machine.name).await.paused };
     let (old, new, own) = (Generation(200), Generation(201), pause(disk));
     // An undo, under the lease after that of the try which it undoes.

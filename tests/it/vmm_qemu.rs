@@ -22,6 +22,8 @@ use vbs::dev::guest_image::{self, GuestImage};
 use vbs::dev::guests::{Guest, PROGRAM};
 use vbs::ids::{SnapshotId, VolumeId};
 
+use crate::delegate_contract;
+
 const MACHINE: &str = "vm-1";
 const SIZE: u64 = 64 << 20;
 const GENERATION: Generation = Generation(1);
@@ -354,9 +356,15 @@ async fn pauses_hold_break_and_add_up(lab: &mut Lab) {
     assert!(lab.machine_rests().await);
     lab.monitor("cont").await;
 
+    delegate_contract::a_pause_is_of_the_newest_generation_that_asked_for_it(&lab.qemu, &one.disk).await;
+    let connect = lab.connect_spec(&exports[0]);
+    delegate_contract::a_machine_that_only_has_the_name_is_given_nothing(&lab.qemu, &connect, &one.disk).await;
+
     // The next life of the delegate ends the pauses of the last, and their callers are told.
     lab.qemu.ensure_paused(GENERATION, &for_seconds(600)).await.unwrap();
     lab.qemu.ensure_paused(later, &three).await.unwrap();
+    let elsewhere = config::Vmm { data_dir: lab.dir.path().join("elsewhere"), ..driver_config(lab.dir.path()) };
+    lab.qemu = Qemu::start(&elsewhere).await.unwrap(); // The life before ends here, and its lock with it.
     lab.qemu = Qemu::start(&driver_config(lab.dir.path())).await.unwrap();
     while lab.machine_rests().await {}
     assert_eq!(lab.qemu.ensure_paused(GENERATION, &one).await.unwrap_err().kind, ErrorKind::Retry);

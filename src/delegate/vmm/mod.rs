@@ -11,3 +11,4 @@ mod machines;
 mod pause;
 pub mod qemu;
 pub mod qmp;
+mod seen;

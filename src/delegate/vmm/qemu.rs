@@ -21,7 +21,7 @@
 //! QEMU does not show the unit's serial number. That the right volume answers rests on the target's name, which is made for
 //! one attachment and never used again, and on the secret that goes with it.
 
-use std::collections::BTreeMap;
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -38,10 +38,11 @@ use super::kept;
 use super::machines::{self, Machines};
 use super::pause::Pauses;
 use super::qmp::{Qmp, QmpError};
+use super::seen::Seen;
 use crate::config;
 use crate::delegate::{
     ConnectSpec, DelegateError, Detach, DiskSpec, Generation, MachineRef, ObservedMachine, Pause, PauseSpec, Portal,
-    Result, VmmDelegate, VmmObservation,
+    Result, VmmDelegate, VmmObservation, data_dir,
 };
 
 /// The longest wait for a monitor's greeting, and for each command. A log-in over the network takes its time.
@@ -62,19 +63,22 @@ pub struct Qemu {
     iqn_prefix: String,
     detach_wait: Duration,
     /// What was last seen of each machine, and the file that keeps it.
-    seen: tokio::sync::Mutex<(BTreeMap<String, ObservedMachine>, PathBuf)>,
+    seen: tokio::sync::Mutex<(Seen, PathBuf)>,
+    /// Held for as long as this lives: a second delegate would end the pauses of this one.
+    _lock: File,
 }
 
 impl Qemu {
     /// Starts the driver. Machines that an earlier life left paused go on, in the background.
     ///
     /// # Errors
-    /// Retry when the data directory cannot be made or read; Fatal when a file in it is damaged.
+    /// Retry when the data directory cannot be made or read, or another delegate has it; Fatal when a file in it is damaged.
     pub async fn start(config: &config::Vmm) -> Result<Self> {
         let dir = &config.data_dir;
         tokio::fs::create_dir_all(dir)
             .await
             .map_err(|e| DelegateError::retry(format!("cannot make {}: {e}", dir.display())))?;
+        let lock = lock(dir.clone()).await?;
         let machines = Arc::new(Machines::new(config.qemu.qmp_dir.clone()));
         let seen = dir.join("machines.json");
         Ok(Self {
@@ -83,6 +87,7 @@ impl Qemu {
             iqn_prefix: config.qemu.iqn_prefix.clone(),
             detach_wait: Duration::from_secs(config.qemu.detach_wait_s),
             seen: tokio::sync::Mutex::new((kept::read(&seen).await?, seen)),
+            _lock: lock,
         })
     }
 
@@ -268,28 +273,19 @@ impl VmmDelegate for Qemu {
     /// disks: its initiator died with it.
     async fn observe(&self) -> Result<VmmObservation> {
         let names = self.machines.names().await?;
-        let looks = names.iter().map(|name| async move {
-            let looked = timeout(OBSERVE_LIMIT, self.look_at(name)).await;
+        let looks = names.into_iter().map(|name| async move {
+            let looked = timeout(OBSERVE_LIMIT, self.look_at(&name)).await;
             (name, looked.unwrap_or_else(|_| Err(QmpError::Silent("an observation".into()))))
         });
         let looks = join_all(looks).await;
         let mut guard = self.seen.lock().await;
         let (seen, file) = &mut *guard;
         let before = seen.clone();
-        for machine in seen.values_mut().filter(|m| !names.contains(&m.name)) {
-            stopped(machine);
-        }
-        for (name, look) in looks {
-            match look {
-                Ok(machine) => drop(seen.insert(name.clone(), machine)),
-                Err(QmpError::NotRunning) => drop(seen.get_mut(name).map(stopped)),
-                Err(e) => tracing::warn!(machine = name, error = %e, "a machine does not answer"),
-            }
-        }
+        seen.update(looks, chrono::Utc::now().timestamp());
         if *seen != before {
             kept::write(file, seen).await?;
         }
-        Ok(VmmObservation { machines: seen.values().cloned().collect() })
+        Ok(VmmObservation { machines: seen.machines() })
     }
 }
 
@@ -305,10 +301,11 @@ impl Parts {
     }
 }
 
-fn stopped(machine: &mut ObservedMachine) {
-    machine.running = false;
-    machine.paused = false;
-    machine.disks.clear();
+/// Takes the data directory over.
+async fn lock(dir: PathBuf) -> Result<File> {
+    let taken = tokio::task::spawn_blocking(move || data_dir::take(&dir)).await;
+    let cannot = |e: &dyn std::fmt::Display| DelegateError::retry(format!("cannot lock the data directory: {e}"));
+    taken.map_err(|e| cannot(&e))?.map_err(|e| cannot(&e))
 }
 
 /// Whatever QEMU says may be otherwise next time; the workflow's deadline ends the tries.
@@ -449,5 +446,61 @@ async fn forget_secret(qmp: &mut Qmp, names: &Names) -> std::result::Result<(), 
     match qmp.execute("object-del", json!({"id": names.chap})).await {
         Err(e) if e.says("not found") => Ok(()),
         done => done.map(drop),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::Monitor;
+    use super::*;
+    use crate::delegate::{ErrorKind, ExportSpec, Secret};
+    use crate::ids::VolumeId;
+
+    fn settings(dir: &std::path::Path) -> config::Vmm {
+        let qemu = config::Qemu { qmp_dir: dir.to_owned(), iqn_prefix: "iqn.2026-01.t".into(), detach_wait_s: 1 };
+        config::Vmm { data_dir: dir.join("data"), qemu }
+    }
+
+    #[tokio::test]
+    async fn a_machine_that_took_the_name_of_another_is_told_to_change_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let monitor = Monitor::start(dir.path(), "vm-1", "00000000-0000-4000-8000-000000000002");
+        let qemu = Qemu::start(&settings(dir.path())).await.unwrap();
+        let machine = MachineRef { name: "vm-1".into(), uuid: "00000000-0000-4000-8000-000000000001".into() };
+        let volume = VolumeId::generate();
+        // It may even have a disk of that volume by now.
+        monitor.state().devices.push(volume.serial());
+        let export = ExportSpec {
+            volume: volume.clone(),
+            iqn: "iqn.2026-01.t:v1".into(),
+            lun: 1,
+            chap_user: "user".into(),
+            chap_secret: Secret("secret-enough".into()),
+            initiator_iqn: "iqn.2026-01.t:vm-1".into(),
+        };
+        let (iqn, device) = (export.iqn.clone(), "/dev/sdf".into());
+        let connect =
+            ConnectSpec { export, portal: Portal { address: "127.0.0.1:1".into() }, machine: machine.clone() };
+        let disk = DiskSpec { volume, iqn, machine, device };
+        let g = Generation(1);
+        assert_eq!(qemu.ensure_connected(g, &connect).await.unwrap_err().kind, ErrorKind::Fatal);
+        assert_eq!(qemu.ensure_attached(g, &disk).await.unwrap_err().kind, ErrorKind::Fatal);
+        assert_eq!(qemu.ensure_detached(g, &disk, true).await.unwrap(), Detach::Gone);
+        qemu.ensure_disconnected(g, &disk).await.unwrap();
+        let pause = PauseSpec { disk, snapshot: crate::ids::SnapshotId::generate(), seconds: 60 };
+        assert_eq!(qemu.ensure_paused(g, &pause).await.unwrap_err().kind, ErrorKind::Fatal);
+        assert_eq!(qemu.ensure_resumed(g, &pause).await.unwrap(), Pause::Broken);
+        let asked = |command: &String| command == "qom-list";
+        assert!(monitor.state().changes.iter().all(asked), "{:?}", monitor.state().changes);
+    }
+
+    #[tokio::test]
+    async fn a_data_directory_has_one_delegate() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Qemu::start(&settings(dir.path())).await.unwrap();
+        let refused = Qemu::start(&settings(dir.path())).await.err().expect("two would end each other's pauses");
+        assert!(refused.message.contains("another delegate"), "{refused}");
+        drop(first);
+        Qemu::start(&settings(dir.path())).await.unwrap();
     }
 }

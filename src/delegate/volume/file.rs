@@ -18,21 +18,15 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
-use rustix::fs::FlockOperation;
-use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 
 use super::copy;
-use crate::delegate::{DelegateError, Result, SnapshotMethod, SnapshotReport, SnapshotSpec, VolumeSpec};
+use crate::delegate::{DelegateError, Result, SnapshotMethod, SnapshotReport, SnapshotSpec, VolumeSpec, data_dir};
 use crate::ids::{Id, Kind, SnapshotId, VolumeId};
 
 /// What is always left free, in bytes: Postgres or a guest's write must not be what finds the disk full.
 const RESERVE: u64 = 64 << 20;
-
-/// How long a start waits for the delegate before it to end.
-const HANDOVER: Duration = Duration::from_secs(3);
 
 /// The volume and snapshot files under one directory.
 #[derive(Debug)]
@@ -58,7 +52,7 @@ impl Files {
         for dir in [&volumes, &snapshots, &unfinished] {
             DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         }
-        let lock = take(data_dir)?;
+        let lock = data_dir::take(data_dir)?;
         remove_unfinished(&unfinished, "")?;
         // Names that a predecessor made or removed and did not come to sync are reported from now on.
         for dir in [data_dir, &volumes, &snapshots] {
@@ -251,23 +245,6 @@ struct Promise<'a> {
 impl Drop for Promise<'_> {
     fn drop(&mut self) {
         *self.files.promised() -= self.bytes;
-    }
-}
-
-/// Locks the data directory. A predecessor that is just ending gets a moment.
-fn take(data_dir: &Path) -> io::Result<File> {
-    let lock = create(&data_dir.join("lock"))?;
-    let patience = Instant::now() + HANDOVER;
-    loop {
-        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(lock),
-            Err(Errno::WOULDBLOCK) if Instant::now() < patience => std::thread::sleep(HANDOVER / 20),
-            Err(Errno::WOULDBLOCK) => {
-                let message = format!("another delegate has the directory {}", data_dir.display());
-                return Err(io::Error::new(io::ErrorKind::WouldBlock, message));
-            }
-            Err(e) => return Err(e.into()),
-        }
     }
 }
 
