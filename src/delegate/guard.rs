@@ -314,7 +314,7 @@ mod tests {
         let first = guarded.ensure_no_volume(Generation(1), &volume);
         assert!(tokio::time::timeout(Duration::from_millis(20), first).await.is_err());
         let refused = guarded.ensure_not_exported(Generation(2), &volume).await.unwrap_err();
-        assert_eq!(refused.kind, ErrorKind::Retry, "{refused}");
+        assert_eq!(refused.kind, ErrorKind::Busy, "{refused}");
         assert_eq!(slow.seen(), ["no volume begins"]);
         slow.let_one_go();
         slow.let_one_go();
