@@ -1,10 +1,14 @@
 //! Volumes as a describe shows them: with their attachment and their tags, in one statement.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sql_types::{Array, Bool, Int4, Nullable, Text, Timestamptz};
 use diesel_async::RunQueryDsl;
 
+use super::gather::Batch;
 use super::statement::{Condition, Statement};
 use super::{Conn, Result};
 use crate::ids::{InstanceId, SnapshotId, VolumeId};
@@ -107,11 +111,24 @@ pub async fn by_ids(
     Ok(query.load(conn).await?)
 }
 
-/// The volumes of these ids, whoever has them: for callers that look at the account of each row themselves.
-pub async fn of_any_account(conn: &mut Conn, ids: &[&str]) -> Result<Vec<DescribedVolume>> {
-    let query: Statement<Row> =
-        Statement::new(SELECT).sql(" WHERE v.state <> 'deleted' AND v.id = ANY(").texts(ids).sql(")");
-    Ok(query.load(conn).await?)
+/// A describe of one volume without filters, which is what clients poll with: an account asks for an id.
+pub struct One;
+
+impl Batch for One {
+    type Asked = (Arc<str>, VolumeId);
+    type Answer = Option<DescribedVolume>;
+
+    async fn run(conn: &mut Conn, asked: &[Self::Asked]) -> Result<Vec<Self::Answer>> {
+        let ids: Vec<&str> = asked.iter().map(|(_, id)| id.as_str()).collect();
+        let query: Statement<Row> =
+            Statement::new(SELECT).sql(" WHERE v.state <> 'deleted' AND v.id = ANY(").texts(&ids).sql(")");
+        let rows: Vec<DescribedVolume> = query.load(conn).await?;
+        let rows: HashMap<&VolumeId, &DescribedVolume> = rows.iter().map(|row| (&row.id, row)).collect();
+        let own = |(account_id, id): &Self::Asked| {
+            rows.get(id).filter(|row| *row.account_id == **account_id).map(|row| (*row).clone())
+        };
+        Ok(asked.iter().map(own).collect())
+    }
 }
 
 /// Volumes of the account behind `after`, at most `limit`.

@@ -1,84 +1,87 @@
-//! Gathers describes of one volume that come at the same time into one statement.
+//! Gathers requests of the same kind that come at the same time into one statement.
 //!
-//! Clients poll: many requests a second, each for one volume. The row is found in microseconds; the round trip, the wake-ups
-//! on both sides and the start of the executor cost ten times that, and they are the same for one row as for twenty. So while
-//! [`MOST_AT_ONCE`] statements are under way, further requests wait and go together in the next. Nobody waits for
-//! company: a request that finds fewer under way is asked at once.
+//! Clients poll, many times a second, each for one volume; or they make volumes by the hundred. A row is found or written in
+//! microseconds; the round trip, the wake-ups on both sides, the start of the executor and the commit on disk cost many times
+//! that, and they are the same for one row as for twenty. So while [`MOST_AT_ONCE`] statements are under way, further
+//! requests wait and go together in the next. Nobody waits for company: a request that finds fewer under way goes at once.
 //!
-//! What an answered request has changed, the next describe shows: a statement starts after each request in it has arrived.
+//! What an answered request has changed, the next describe shows: a statement starts after each request in it has arrived,
+//! and a request is answered when its statement has committed.
 
-use std::collections::HashMap;
+use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use diesel::result::{DatabaseErrorKind, Error as QueryError};
 use futures_util::FutureExt;
 use tokio::sync::oneshot;
 
-use super::describe_volumes::{self, DescribedVolume};
-use super::{Error, Pool, Result};
-use crate::ids::VolumeId;
+use super::{Conn, Error, Pool, Result};
 
 /// Statements under way. With more, fewer requests share one; with a single one, all wait for the slowest.
 const MOST_AT_ONCE: usize = 2;
-/// Volumes in one statement.
+/// Requests in one statement.
 const MOST_IN_ONE: usize = 100;
 
-/// Describes single volumes.
-#[derive(Clone)]
-pub struct Gather(Arc<Inner>);
+/// A kind of request that can be gathered.
+pub trait Batch: Send + 'static {
+    /// What a caller asks.
+    type Asked: Send + Sync;
+    /// What a caller is told.
+    type Answer: Send;
 
-struct Inner {
-    pool: Pool,
-    queue: Mutex<Queue>,
+    /// Answers all in one statement, in the order in which they were asked.
+    fn run(conn: &mut Conn, asked: &[Self::Asked]) -> impl Future<Output = Result<Vec<Self::Answer>>> + Send;
 }
 
-#[derive(Default)]
-struct Queue {
-    waiting: Vec<Asked>,
+/// Gathers requests of the kind `B`.
+pub struct Gather<B: Batch>(Arc<Inner<B>>);
+
+struct Inner<B: Batch> {
+    pool: Pool,
+    queue: Mutex<Queue<B>>,
+}
+
+struct Queue<B: Batch> {
+    waiting: Vec<Waiting<B>>,
     under_way: usize,
 }
 
-/// A request that waits.
-struct Asked {
-    account_id: Arc<str>,
-    id: VolumeId,
-    answer: oneshot::Sender<Result<Option<DescribedVolume>>>,
-}
+type Waiting<B> = (<B as Batch>::Asked, oneshot::Sender<Result<<B as Batch>::Answer>>);
 
-impl Gather {
+impl<B: Batch> Gather<B> {
     /// Asks over connections of this pool.
     pub fn new(pool: Pool) -> Self {
-        Self(Arc::new(Inner { pool, queue: Mutex::default() }))
+        Self(Arc::new(Inner { pool, queue: Mutex::new(Queue { waiting: Vec::new(), under_way: 0 }) }))
     }
 
-    /// The volume, if this account has it.
-    pub async fn volume(&self, account_id: &Arc<str>, id: &VolumeId) -> Result<Option<DescribedVolume>> {
+    /// Asks, alone or with others.
+    pub async fn ask(&self, asked: B::Asked) -> Result<B::Answer> {
         let (answer, answered) = oneshot::channel();
-        let asked = Asked { account_id: account_id.clone(), id: id.clone(), answer };
-        if self.0.enqueue(asked) {
+        if self.0.enqueue((asked, answer)) {
             // A task of its own, since others will depend on it and this caller may hang up.
             tokio::spawn(self.0.clone().work());
         }
-        answered.await.unwrap_or_else(|_| Err(Error::Connection("a shared query broke off".into())))
+        answered.await.unwrap_or_else(|_| Err(Error::Connection("a shared statement broke off".into())))
     }
 }
 
-impl Inner {
-    fn queue(&self) -> MutexGuard<'_, Queue> {
+impl<B: Batch> Inner<B> {
+    fn queue(&self) -> MutexGuard<'_, Queue<B>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells whether somebody must start to work.
-    fn enqueue(&self, asked: Asked) -> bool {
+    fn enqueue(&self, waiting: Waiting<B>) -> bool {
         let mut queue = self.queue();
-        queue.waiting.push(asked);
+        queue.waiting.push(waiting);
         let start = queue.under_way < MOST_AT_ONCE;
         queue.under_way += usize::from(start);
         start
     }
 
     /// What goes into the next statement; nothing ends the work of who asked.
-    fn next(&self) -> Vec<Asked> {
+    fn next(&self) -> Vec<Waiting<B>> {
         let mut queue = self.queue();
         let count = queue.waiting.len().min(MOST_IN_ONE);
         queue.under_way -= usize::from(count == 0);
@@ -96,57 +99,85 @@ impl Inner {
         }
     }
 
-    async fn answer(&self, batch: Vec<Asked>) {
-        let found = async {
-            let ids: Vec<&str> = batch.iter().map(|asked| asked.id.as_str()).collect();
-            describe_volumes::of_any_account(&mut *self.pool.get().await?, &ids).await
-        };
-        match found.await {
-            Ok(rows) => {
-                let rows: HashMap<&VolumeId, &DescribedVolume> = rows.iter().map(|row| (&row.id, row)).collect();
-                for Asked { account_id, id, answer } in batch {
-                    let own = rows.get(&id).filter(|row| *row.account_id == *account_id);
+    async fn answer(&self, batch: Vec<Waiting<B>>) {
+        let (asked, mut callers): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+        match self.run(&asked).await {
+            Ok(answers) => {
+                for (answer, caller) in answers.into_iter().zip(callers) {
                     // Who has hung up needs no answer.
-                    let _ = answer.send(Ok(own.map(|row| (*row).clone())));
+                    let _ = caller.send(Ok(answer));
+                }
+            }
+            // Postgres has refused the statement and done nothing: who is not to blame shall not suffer for it.
+            Err(error) if callers.len() > 1 && refused(&error) => {
+                for (asked, caller) in asked.iter().zip(callers) {
+                    let alone = self.run(std::slice::from_ref(asked)).await;
+                    let _ = caller.send(alone.and_then(|answers| answers.into_iter().next().ok_or_else(no_answer)));
                 }
             }
             Err(error) => {
-                for asked in batch {
-                    let _ = asked.answer.send(Err(Error::Connection(error.to_string())));
+                let last = callers.pop();
+                for caller in callers {
+                    let _ = caller.send(Err(Error::Connection(error.to_string())));
                 }
+                let _ = last.map(|caller| caller.send(Err(error)));
             }
         }
     }
+
+    async fn run(&self, asked: &[B::Asked]) -> Result<Vec<B::Answer>> {
+        B::run(&mut *self.pool.get().await?, asked).await
+    }
+}
+
+/// Whether Postgres itself answered with an error. After a connection that broke nobody knows what was done.
+fn refused(error: &Error) -> bool {
+    match error {
+        Error::Query(QueryError::DatabaseError(kind, _)) => !matches!(kind, DatabaseErrorKind::ClosedConnection),
+        _ => false,
+    }
+}
+
+fn no_answer() -> Error {
+    Error::Connection("a shared statement gave no answer".into())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn asked() -> Asked {
-        Asked { account_id: "1".into(), id: VolumeId::generate(), answer: oneshot::channel().0 }
+    struct Nothing;
+
+    impl Batch for Nothing {
+        type Asked = ();
+        type Answer = ();
+        async fn run(_: &mut Conn, asked: &[()]) -> Result<Vec<()>> {
+            Ok(asked.to_vec())
+        }
+    }
+
+    fn nowhere() -> Pool {
+        Pool::new("postgres://127.0.0.1:1/nothing", 1).unwrap()
     }
 
     #[tokio::test]
     async fn a_request_waits_only_while_enough_are_under_way_and_is_never_forgotten() {
-        let inner = Inner { pool: Pool::new("postgres://nowhere", 1).unwrap(), queue: Mutex::default() };
+        let Gather(inner) = Gather::<Nothing>::new(nowhere());
+        let enqueue = || inner.enqueue(((), oneshot::channel().0));
         for _ in 0..MOST_AT_ONCE {
-            assert!(inner.enqueue(asked()));
+            assert!(enqueue());
             assert_eq!(inner.next().len(), 1);
         }
-        assert!(!inner.enqueue(asked()) && !inner.enqueue(asked()));
+        assert!(!enqueue() && !enqueue());
         // The first to finish takes all that wait, the other finds nothing and leaves.
         assert_eq!((inner.next().len(), inner.next().len()), (2, 0));
-        assert!(inner.enqueue(asked()), "a place is free again");
+        assert!(enqueue(), "a place is free again");
     }
 
     #[tokio::test]
     async fn a_failure_reaches_everyone_who_asked() {
-        let gather = Gather::new(Pool::new("postgres://127.0.0.1:1/nothing", 1).unwrap());
-        let account = Arc::from("123456789012");
-        let ids: Vec<VolumeId> = (0..5).map(|_| VolumeId::generate()).collect();
-        let asked = ids.iter().map(|id| gather.volume(&account, id));
-        for answer in futures_util::future::join_all(asked).await {
+        let gather = Gather::<Nothing>::new(nowhere());
+        for answer in futures_util::future::join_all((0..5).map(|_| gather.ask(()))).await {
             assert!(matches!(answer, Err(Error::Connection(_))));
         }
     }

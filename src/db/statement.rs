@@ -10,7 +10,7 @@ use std::marker::PhantomData;
 use diesel::pg::Pg;
 use diesel::prelude::*;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
-use diesel::sql_types::{Array, BigInt, Bytea, Double, Integer, Nullable, Text};
+use diesel::sql_types::{Array, BigInt, Double, Text};
 
 use crate::ids::{Id, Kind};
 
@@ -29,9 +29,6 @@ enum Piece {
     Texts(Vec<String>),
     Number(i64),
     Fraction(f64),
-    OptionalText(Option<String>),
-    OptionalNumber(Option<i32>),
-    OptionalBytes(Option<Vec<u8>>),
 }
 
 /// The values of a filter: a text is selected by one that equals it or is a pattern of LIKE that fits.
@@ -116,27 +113,6 @@ impl<R> Statement<R> {
         self
     }
 
-    /// Goes on with a value or NULL.
-    #[must_use]
-    pub fn optional_text(mut self, value: Option<&str>) -> Self {
-        self.pieces.push(Piece::OptionalText(value.map(str::to_owned)));
-        self
-    }
-
-    /// Goes on with a number or NULL.
-    #[must_use]
-    pub fn optional_number(mut self, value: Option<i32>) -> Self {
-        self.pieces.push(Piece::OptionalNumber(value));
-        self
-    }
-
-    /// Goes on with bytes or NULL.
-    #[must_use]
-    pub fn optional_bytes(mut self, value: Option<&[u8]>) -> Self {
-        self.pieces.push(Piece::OptionalBytes(value.map(<[u8]>::to_vec)));
-        self
-    }
-
     /// Adds `AND …` for each condition. `resource` is the expression of the id that tags hang on.
     #[must_use]
     pub fn conditions(mut self, conditions: &[Condition], resource: &'static str) -> Self {
@@ -198,9 +174,6 @@ impl<R> QueryFragment<Pg> for Statement<R> {
                 Piece::Texts(values) => out.push_bind_param::<Array<Text>, _>(values)?,
                 Piece::Number(value) => out.push_bind_param::<BigInt, _>(value)?,
                 Piece::Fraction(value) => out.push_bind_param::<Double, _>(value)?,
-                Piece::OptionalText(value) => out.push_bind_param::<Nullable<Text>, _>(value)?,
-                Piece::OptionalNumber(value) => out.push_bind_param::<Nullable<Integer>, _>(value)?,
-                Piece::OptionalBytes(value) => out.push_bind_param::<Nullable<Bytea>, _>(value)?,
             }
         }
         Ok(())

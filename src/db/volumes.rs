@@ -1,13 +1,15 @@
 //! Volumes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
 use diesel::dsl::{AsSelect, SqlTypeOf};
 use diesel::pg::Pg;
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
+use serde::Serialize;
 
+use super::gather::Batch;
 use super::schema::volumes;
 use super::statement::Statement;
 use super::{Conn, Result, tags};
@@ -56,82 +58,61 @@ pub async fn find(conn: &mut Conn, id: &VolumeId) -> Result<Option<Volume>> {
 }
 
 /// A volume that is being asked for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Serialize)]
 #[allow(missing_docs, reason = "the fields are those of Volume")]
-pub struct NewVolume<'a> {
-    pub id: &'a VolumeId,
-    pub account_id: &'a str,
-    pub zone: &'a str,
-    pub node: &'a str,
+pub struct NewVolume {
+    pub id: VolumeId,
+    pub account_id: String,
+    pub zone: String,
+    pub node: String,
     pub size_gib: i32,
-    pub volume_type: &'a str,
+    pub volume_type: &'static str,
     pub iops: Option<i32>,
     pub throughput: Option<i32>,
     pub initialization_rate: Option<i32>,
-    pub snapshot_id: Option<&'a SnapshotId>,
-    pub client_token: Option<&'a str>,
-    pub request_digest: Option<&'a [u8]>,
-    pub tags: &'a BTreeMap<String, String>,
+    pub snapshot_id: Option<SnapshotId>,
+    pub client_token: Option<String>,
+    /// In hexadecimal.
+    pub request_digest: Option<String>,
+    pub tags: BTreeMap<String, String>,
+    /// The workflow that makes it, and its parameters.
+    pub workflow: (&'static str, serde_json::Value),
 }
 
-/// Stores a new volume as `creating`, with its tags, and enqueues the workflow `kind` with `params` for it: all or nothing, in
-/// one statement, since a transaction of several would spend most of its time on the way. `None`, and nothing done, when a
-/// volume with its client token is there already; a try that is under way at the same moment is waited for.
-pub async fn accept(
-    conn: &mut Conn,
-    new: &NewVolume<'_>,
-    kind: &'static str,
-    params: &serde_json::Value,
-) -> Result<Option<Volume>> {
-    let (keys, values): (Vec<&str>, Vec<&str>) = new.tags.iter().map(|(key, value)| (&**key, &**value)).unzip();
-    let statement: Statement<SqlTypeOf<AsSelect<Volume, Pg>>> = Statement::new(
-        "WITH made AS (INSERT INTO volumes (state, id, account_id, zone, node, size_gib, volume_type, iops, throughput, \
-         initialization_rate, snapshot_id, client_token, request_digest) VALUES ('creating', ",
-    )
-    .text(new.id.as_str())
-    .sql(", ")
-    .text(new.account_id)
-    .sql(", ")
-    .text(new.zone)
-    .sql(", ")
-    .text(new.node)
-    .sql(", ")
-    .optional_number(Some(new.size_gib))
-    .sql(", ")
-    .text(new.volume_type)
-    .sql(", ")
-    .optional_number(new.iops)
-    .sql(", ")
-    .optional_number(new.throughput)
-    .sql(", ")
-    .optional_number(new.initialization_rate)
-    .sql(", ")
-    .optional_text(new.snapshot_id.map(SnapshotId::as_str))
-    .sql(", ")
-    .optional_text(new.client_token)
-    .sql(", ")
-    .optional_bytes(new.request_digest)
-    .sql(
-        ") ON CONFLICT DO NOTHING RETURNING *), \
-         tagged AS (INSERT INTO tags (resource_id, key, value, account_id, resource_type) \
-            SELECT made.id, t.key, t.value, made.account_id, 'volume' FROM made, unnest(",
-    )
-    .texts(&keys)
-    .sql(", ")
-    .texts(&values)
-    .sql(
-        ") AS t (key, value)), \
-         enqueued AS (INSERT INTO workflows (lock_key, volume_id, kind, params) SELECT made.id, made.id, ",
-    )
-    .text(kind)
-    .sql(", ")
-    .text(params.to_string())
-    .sql(
-        "::jsonb FROM made) \
-         SELECT id, account_id, zone, node, size_gib, volume_type, iops, throughput, initialization_rate, encrypted, \
-         multi_attach, snapshot_id, state, state_reason, created_at FROM made",
-    );
-    Ok(statement.get_result(conn).await.optional()?)
+/// Stores volumes as `creating`, with their tags, and enqueues their workflows, all in one statement: a transaction of several
+/// would spend most of its time on the way. `None`, and nothing done, for one whose client token is there already; a
+/// try that is under way at the same moment is waited for.
+pub struct Accept;
+
+impl Batch for Accept {
+    type Asked = NewVolume;
+    type Answer = Option<Volume>;
+
+    async fn run(conn: &mut Conn, asked: &[NewVolume]) -> Result<Vec<Option<Volume>>> {
+        let rows = serde_json::to_string(asked).map_err(|e| diesel::result::Error::SerializationError(e.into()))?;
+        // Ordered, so that two that wait for tokens of each other cannot be.
+        let statement: Statement<SqlTypeOf<AsSelect<Volume, Pg>>> =
+            Statement::new("WITH asked AS (SELECT * FROM jsonb_to_recordset(").text(rows).sql(
+                "::jsonb) AS (id text, account_id text, zone text, node text, size_gib integer, volume_type text, \
+                    iops integer, throughput integer, initialization_rate integer, snapshot_id text, \
+                    client_token text, request_digest text, tags jsonb, workflow jsonb)), \
+                 made AS (INSERT INTO volumes (state, id, account_id, zone, node, size_gib, volume_type, iops, \
+                    throughput, initialization_rate, snapshot_id, client_token, request_digest) \
+                    SELECT 'creating', id, account_id, zone, node, size_gib, volume_type, iops, throughput, \
+                    initialization_rate, snapshot_id, client_token, decode(request_digest, 'hex') \
+                    FROM asked ORDER BY account_id, client_token ON CONFLICT DO NOTHING RETURNING *), \
+                 tagged AS (INSERT INTO tags (resource_id, key, value, account_id, resource_type) \
+                    SELECT made.id, t.key, t.value, made.account_id, 'volume' \
+                    FROM made JOIN asked USING (id), jsonb_each_text(asked.tags) t), \
+                 enqueued AS (INSERT INTO workflows (lock_key, volume_id, kind, params) \
+                    SELECT made.id, made.id, asked.workflow ->> 0, asked.workflow -> 1 FROM made JOIN asked USING (id)) \
+                 SELECT id, account_id, zone, node, size_gib, volume_type, iops, throughput, initialization_rate, \
+                 encrypted, multi_attach, snapshot_id, state, state_reason, created_at FROM made",
+            );
+        let mut made: HashMap<VolumeId, Volume> =
+            statement.load::<Volume>(conn).await?.into_iter().map(|row| (row.id.clone(), row)).collect();
+        Ok(asked.iter().map(|new| made.remove(&new.id)).collect())
+    }
 }
 
 /// The volume that a client token stands for, deleted or not, with the digest of the request that made it.

@@ -6,7 +6,8 @@
 use diesel_async::AsyncConnection;
 use sha2::{Digest, Sha256};
 
-use crate::db::volumes::{self as rows, NewVolume, Volume};
+use crate::db::gather::Batch;
+use crate::db::volumes::{self as rows, Accept, NewVolume, Volume};
 use crate::db::{Conn, snapshots};
 use crate::ids::{SnapshotId, VolumeId};
 use crate::state::{SnapshotState, VolumeState};
@@ -155,54 +156,57 @@ pub async fn create(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
     request.check_late(&shape)?;
     let digest = request.token.as_ref().map(|_| request.digest(zone, &shape, &tags));
     let account = &*call.caller.account_id;
-    let accept = async |conn: &mut Conn| {
-        for _ in 0..TRIES {
-            let (size_gib, node) = place(api, conn, account, zone, &shape, snapshot.as_ref()).await?;
-            let new = NewVolume {
-                id: &VolumeId::generate(),
-                account_id: account,
-                zone: &zone.name,
-                node: &node,
-                size_gib,
-                volume_type: shape.volume_type,
-                iops: shape.iops(size_gib),
-                throughput: shape.throughput,
-                initialization_rate: request.rate,
-                snapshot_id: snapshot.as_ref(),
-                client_token: request.token.as_deref(),
-                request_digest: digest.as_deref(),
-                tags: &tags,
-            };
-            if let Some(row) = create_volume::accept(conn, &new).await? {
-                return Ok(row);
-            }
-            // An earlier try with the same token has committed by now.
-            let (Some(token), Some(digest)) = (&request.token, &digest) else {
-                return Err(ApiError::internal("an insert without a token conflicted"));
-            };
-            if let Some(earlier) = repeated(conn, account, token, digest).await? {
-                return Ok(earlier);
-            }
-            // Its volume could not be made, and gave the token back.
+    let new = |size_gib: i32, node: String| {
+        let id = VolumeId::generate();
+        NewVolume {
+            workflow: create_volume::workflow(&id),
+            id,
+            account_id: account.to_owned(),
+            zone: zone.name.clone(),
+            node,
+            size_gib,
+            volume_type: shape.volume_type,
+            iops: shape.iops(size_gib),
+            throughput: shape.throughput,
+            initialization_rate: request.rate,
+            snapshot_id: snapshot.clone(),
+            client_token: request.token.clone(),
+            request_digest: digest.as_ref().map(hex::encode),
+            tags: tags.clone(),
         }
-        Err(ApiError::unavailable("a client token came and went"))
     };
-    let mut conn = api.pool.get().await?;
-    let volume = if snapshot.is_none() {
-        // One statement: a transaction of its own.
-        accept(&mut conn).await?
-    } else {
-        conn.transaction(async |conn| {
-            // Before the snapshot is looked at, which may be gone by now.
-            if let (Some(token), Some(digest)) = (&request.token, &digest)
-                && let Some(earlier) = repeated(conn, account, token, digest).await?
-            {
-                return Ok(earlier);
+    let earlier = async || match (&request.token, &digest) {
+        (Some(token), Some(digest)) => repeated(&mut *api.pool.get().await?, account, token, digest).await,
+        _ => Ok(None),
+    };
+    // Before the snapshot is looked at, which may be gone by now.
+    let mut volume = if snapshot.is_some() { earlier().await? } else { None };
+    for _ in 0..TRIES {
+        if volume.is_some() {
+            break;
+        }
+        volume = match &snapshot {
+            None => {
+                let (size_gib, node) = place(api, zone, &shape).await?;
+                api.accept.ask(new(size_gib, node)).await?
             }
-            accept(conn).await
-        })
-        .await?
-    };
+            Some(id) => {
+                let mut conn = api.pool.get().await?;
+                conn.transaction(async |conn| {
+                    let (size_gib, node) = place_beside(api, conn, account, zone, &shape, id).await?;
+                    let made = Accept::run(conn, &[new(size_gib, node)]).await?;
+                    Ok::<_, ApiError>(made.into_iter().next().flatten())
+                })
+                .await?
+            }
+        };
+        if volume.is_none() {
+            // Another try with the same token was faster and has committed by now, unless its volume could not be made and
+            // gave the token back.
+            volume = earlier().await?;
+        }
+    }
+    let volume = volume.ok_or_else(|| ApiError::unavailable("a client token came and went"))?;
     api.wake.wake();
     Ok(render(api, call, &volume, &tags))
 }
@@ -225,25 +229,25 @@ async fn repeated(conn: &mut Conn, account: &str, token: &str, digest: &[u8]) ->
     Ok(Some(row))
 }
 
-/// The size of the volume, and the storage node that gets it: the one that has the snapshot, else the one of the zone with
-/// the least given away.
-async fn place(
+/// The size of an empty volume, and the storage node that gets it: the one of the zone with the least given away.
+async fn place(api: &Api, zone: &Zone, shape: &Shape) -> ApiResult<(i32, String)> {
+    let size = shape.size_gib.ok_or_else(|| missing("size/snapshot"))?;
+    let node = match api.storage_nodes_of(&zone.name).as_slice() {
+        [only] => Some((*only).to_owned()),
+        many => rows::emptiest(&mut *api.pool.get().await?, many).await?,
+    };
+    Ok((size, node.ok_or_else(no_room)?))
+}
+
+/// The size of a volume from a snapshot, and the storage node that has the snapshot, which stays until the transaction ends.
+async fn place_beside(
     api: &Api,
     conn: &mut Conn,
     account: &str,
     zone: &Zone,
     shape: &Shape,
-    snapshot: Option<&SnapshotId>,
+    id: &SnapshotId,
 ) -> ApiResult<(i32, String)> {
-    let nodes = api.storage_nodes_of(&zone.name);
-    let Some(id) = snapshot else {
-        let size = shape.size_gib.ok_or_else(|| missing("size/snapshot"))?;
-        let node = match nodes.as_slice() {
-            [only] => Some((*only).to_owned()),
-            many => rows::emptiest(conn, many).await?,
-        };
-        return Ok((size, node.ok_or_else(no_room)?));
-    };
     let source = snapshots::find_for_share(conn, id)
         .await?
         .filter(|row| row.account_id == account && row.state != SnapshotState::Deleting)
@@ -259,7 +263,7 @@ async fn place(
         )));
     }
     volume_types::check_size(shape, size)?;
-    if !nodes.contains(&source.node.as_str()) {
+    if !api.storage_nodes_of(&zone.name).contains(&source.node.as_str()) {
         return Err(unsupported(format!("The snapshot '{id}' can be used only in the zone of its storage node.")));
     }
     Ok((size, source.node))

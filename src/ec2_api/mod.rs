@@ -33,7 +33,9 @@ mod zones;
 
 use crate::config::{self, Config};
 use crate::db::Pool;
+use crate::db::describe_volumes::One;
 use crate::db::gather::Gather;
+use crate::db::volumes::Accept;
 use crate::seal::Sealer;
 use crate::sigv4;
 use crate::workers::Wake;
@@ -47,7 +49,8 @@ use xml::Xml;
 /// What every request needs.
 pub struct Api {
     pool: Pool,
-    gather: Gather,
+    describe_one: Gather<One>,
+    accept: Gather<Accept>,
     region: Region,
     keys: Keys,
     sealer: Sealer,
@@ -94,7 +97,8 @@ impl Api {
     pub fn new(config: &Config, pool: Pool, sealer: Sealer, wake: Wake) -> Self {
         let storage = |node: &config::VolumeNode| StorageNode { name: node.name.clone(), zone: node.zone.clone() };
         Self {
-            gather: Gather::new(pool.clone()),
+            describe_one: Gather::new(pool.clone()),
+            accept: Gather::new(pool.clone()),
             pool,
             region: Region::new(config),
             keys: Keys::new(sealer.clone(), config.gateway.sigv2),

@@ -62,7 +62,7 @@ pub async fn describe(api: &Api, call: &Call, mut params: Params) -> ApiResult<S
     let account = &call.caller.account_id;
     let mut xml = call.answer();
     if let ([id], []) = (&ids[..], &conditions[..]) {
-        let row = api.gather.volume(account, id).await?.ok_or_else(|| faults::no_volume(id))?;
+        let row = api.describe_one.ask((account.clone(), id.clone())).await?.ok_or_else(|| faults::no_volume(id))?;
         xml.set("volumeSet", [&row], |xml, row| item(xml, row, account, &api.region));
         return Ok(xml.finish());
     }

@@ -3,7 +3,6 @@
 use serde::{Deserialize, Serialize};
 
 use super::engine::{OnFailure, Run, StepError, Workflow};
-use crate::db::volumes::NewVolume;
 use crate::db::{self, Conn, volumes};
 use crate::delegate::VolumeSpec;
 use crate::ids::VolumeId;
@@ -24,9 +23,9 @@ pub(super) enum Step {
     Make,
 }
 
-/// Stores a volume and enqueues its making. `None` when its client token stands for another already.
-pub async fn accept(conn: &mut Conn, new: &NewVolume<'_>) -> db::Result<Option<volumes::Volume>> {
-    volumes::accept(conn, new, KIND, &serde_json::json!({ "volume": new.id })).await
+/// What makes a volume whose row is `creating`, as [`crate::db::volumes::NewVolume`] takes it.
+pub fn workflow(volume: &VolumeId) -> (&'static str, serde_json::Value) {
+    (KIND, serde_json::json!({ "volume": volume }))
 }
 
 impl Workflow for CreateVolume {

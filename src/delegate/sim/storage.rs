@@ -63,7 +63,8 @@ impl StorageNode {
             }
         };
         let more = spec.size_bytes.saturating_sub(content.size_bytes);
-        if more > self.free_bytes() {
+        // Counting takes its time with many volumes.
+        if self.capacity_bytes != u64::MAX && more > self.free_bytes() {
             return Err(DelegateError::no_room(format!("{more} bytes are needed, {} are free", self.free_bytes())));
         }
         self.volumes.insert(spec.volume.clone(), Content { size_bytes: content.size_bytes + more, ..content });
