@@ -95,14 +95,15 @@ impl Postgres {
 
     async fn await_answer(&self) -> Result<(), DevError> {
         let start = Instant::now();
-        let mut child = match self.children.adopt(NAME)? {
-            Some(child) => child,
-            // It may run although no record says so: who listens on the socket in its data directory is it.
-            None => match self.listener().await {
-                Some(pid) => self.children.take_over(&self.spec, pid)?,
-                None => self.children.adopt_or_spawn(&self.spec)?,
-            },
+        // It may run although no record says so: who listens on the socket in its data directory is it.
+        let found = match (self.children.adopt(NAME)?, self.listener().await) {
+            (Some(child), _) => Some(child),
+            (None, Some(pid)) => Some(self.children.take_over(&self.spec, pid)?),
+            (None, None) => None,
         };
+        // One that was found may be just about to end, and says nothing of why.
+        let mut fresh = found.is_none();
+        let mut child = found.map_or_else(|| self.children.adopt_or_spawn(&self.spec), Ok)?;
         loop {
             let Err(error) = self.connect("postgres").await else { return Ok(()) };
             if ended_within(&child, Duration::from_millis(20)).await? {
@@ -112,9 +113,10 @@ impl Postgres {
                     continue;
                 }
                 let words = self.children.last_words(NAME);
-                if is_held(&words) && start.elapsed() < LET_GO {
+                if (is_held(&words) || !fresh) && start.elapsed() < LET_GO {
                     sleep(Duration::from_millis(200)).await;
                     child = self.children.adopt_or_spawn(&self.spec)?;
+                    fresh = true;
                     continue;
                 }
                 return Err(DevError::new(format!("Postgres ended:\n{words}")));
