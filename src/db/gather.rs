@@ -90,6 +90,8 @@ impl<B: Batch> Inner<B> {
 
     async fn work(self: Arc<Self>) {
         loop {
+            // Whoever can run already may ask first: no time is lost, and the statement takes more along.
+            tokio::task::yield_now().await;
             let batch = self.next();
             if batch.is_empty() {
                 return;
