@@ -205,10 +205,106 @@ pub struct VmmNode {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Storage {
-    /// Where the volume files are, and what the delegate must remember.
+    /// What the delegate must remember, and with the `file` driver the volumes.
     pub data_dir: PathBuf,
-    /// The tgt target driver.
-    pub tgt: Tgt,
+    /// What keeps the bytes.
+    #[serde(default)]
+    pub volumes: Volumes,
+    /// What serves them.
+    pub target: Target,
+}
+
+/// The driver that keeps volumes and snapshots.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Volumes {
+    /// Sparse files under `data_dir`.
+    #[default]
+    File,
+    /// Logical volumes.
+    Lvm(Lvm),
+}
+
+/// The LVM driver.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lvm {
+    /// The volume group that volumes and snapshots are made in. It must be there.
+    pub volume_group: String,
+    /// How they lie in it.
+    pub layout: Layout,
+}
+
+/// How the LVM driver lays out volumes.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Layout {
+    /// Thin volumes of a thin pool.
+    Thin(Thin),
+    /// Linear logical volumes.
+    Thick(Thick),
+}
+
+/// Thin volumes.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Thin {
+    /// The pool. It must be there, and zero what it gives out (`lvcreate -Zy`).
+    pub pool: String,
+    /// How many times the pool's size volumes and snapshots together may promise.
+    #[serde(default = "defaults::overcommit")]
+    pub overcommit: f64,
+    /// The share of the pool's data or metadata, in per cent, from which on nothing new is made.
+    #[serde(default = "defaults::full_percent")]
+    pub full_percent: f64,
+}
+
+/// Linear volumes.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Thick {
+    /// The most MiB a second that zeroing and copying may write; 0 sets no limit.
+    pub background_mib_s: u64,
+}
+
+/// The driver that serves volumes to initiators.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Target {
+    /// tgtd, in user space.
+    Tgt(Tgt),
+    /// The target in the Linux kernel, by configfs.
+    Lio(Lio),
+    /// The iSCSI Enterprise Target.
+    Iet(Iet),
+}
+
+/// The LIO target driver.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lio {
+    /// The address and port that targets listen on.
+    pub portal: SocketAddr,
+    /// Where configfs has the target's directories.
+    #[serde(default = "defaults::configfs")]
+    pub configfs: PathBuf,
+}
+
+/// The IET target driver.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Iet {
+    /// The address and port that ietd listens on.
+    pub portal: SocketAddr,
+    /// The program `ietadm`.
+    #[serde(default = "defaults::ietadm")]
+    pub ietadm: PathBuf,
+    /// Where the kernel module shows its targets and sessions.
+    #[serde(default = "defaults::proc_iet")]
+    pub proc_dir: PathBuf,
+    /// The file that says which initiator may log in to which target (`initiators.allow`). It is the driver's own.
+    #[serde(default = "defaults::initiators_allow")]
+    pub initiators_allow: PathBuf,
 }
 
 /// The tgt target driver.
@@ -229,8 +325,16 @@ pub struct Tgt {
 pub struct Vmm {
     /// What the delegate must remember.
     pub data_dir: PathBuf,
-    /// The QEMU driver.
-    pub qemu: Qemu,
+    /// What runs the machines.
+    pub hypervisor: Hypervisor,
+}
+
+/// The driver of a hypervisor.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Hypervisor {
+    /// QEMU, with the initiator inside each machine.
+    Qemu(Qemu),
 }
 
 /// The QEMU driver.
@@ -261,11 +365,31 @@ pub struct DelegateConfig<L> {
 }
 
 mod defaults {
+    use std::path::PathBuf;
+
     pub(super) fn pool() -> usize {
         16
     }
     pub(super) fn iqn_prefix() -> String {
         "iqn.2026-01.internal.vbs".into()
+    }
+    pub(super) fn overcommit() -> f64 {
+        10.0
+    }
+    pub(super) fn full_percent() -> f64 {
+        90.0
+    }
+    pub(super) fn configfs() -> PathBuf {
+        "/sys/kernel/config/target".into()
+    }
+    pub(super) fn ietadm() -> PathBuf {
+        "ietadm".into()
+    }
+    pub(super) fn proc_iet() -> PathBuf {
+        "/proc/net/iet".into()
+    }
+    pub(super) fn initiators_allow() -> PathBuf {
+        "/etc/iet/initiators.allow".into()
     }
     pub(super) fn detach_wait_s() -> u64 {
         8

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::config::{Config, ConfigError, DelegateConfig, Link, Storage, Vmm};
+use crate::config::{Config, ConfigError, DelegateConfig, Hypervisor, Link, Storage, Vmm};
 use crate::delegate::client::Client;
 use crate::delegate::guard::Guarded;
 use crate::delegate::server::{StorageService, VmmService};
@@ -77,7 +77,9 @@ async fn open_vmm(name: &str, link: &Link<Vmm>, sim: &SimCloud) -> Result<Arc<dy
     let failed = |error| OpenError::Driver { node: name.to_owned(), error };
     Ok(match link {
         Link::Local(drivers) => {
-            let local = Arc::new(Qemu::start(drivers).await.map_err(failed)?);
+            let local: Arc<dyn VmmDelegate> = match &drivers.hypervisor {
+                Hypervisor::Qemu(qemu) => Arc::new(Qemu::start(&drivers.data_dir, qemu).await.map_err(failed)?),
+            };
             Arc::new(Guarded::open(local, &drivers.data_dir).await.map_err(failed)?)
         }
         Link::Sim(settings) => Arc::new(Guarded::in_memory(Arc::new(sim.vmm(name, settings)))),

@@ -24,9 +24,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::wire::{self, Call, DetachSpec};
+use super::wire::{self, Call, DetachSpec, GrowSpec};
 use super::{
-    ConnectSpec, DelegateError, Detach, DiskSpec, ExportSpec, Generation, Pause, PauseSpec, Portal, Result,
+    ConnectSpec, DelegateError, Detach, DiskSpec, ExportSpec, Generation, Growth, Pause, PauseSpec, Portal, Result,
     SnapshotMethod, SnapshotReport, SnapshotSpec, StorageObservation, VmmDelegate, VmmObservation, VolumeDelegate,
     VolumeSpec,
 };
@@ -231,6 +231,10 @@ impl VolumeDelegate for Client {
         self.ensure("ensure_snapshot", LONG, generation, spec).await
     }
 
+    async fn ensure_grown(&self, generation: Generation, spec: &VolumeSpec) -> Result<Growth> {
+        self.ensure("ensure_grown", SHORT, generation, spec).await
+    }
+
     async fn ensure_no_snapshot(&self, generation: Generation, spec: &SnapshotSpec) -> Result<()> {
         self.ensure("ensure_no_snapshot", SHORT, generation, spec).await
     }
@@ -268,6 +272,10 @@ impl VmmDelegate for Client {
 
     async fn ensure_detached(&self, generation: Generation, spec: &DiskSpec, force: bool) -> Result<Detach> {
         self.ensure("ensure_detached", SHORT, generation, DetachSpec { disk: spec.clone(), force }).await
+    }
+
+    async fn ensure_grown(&self, generation: Generation, spec: &DiskSpec, size_bytes: u64) -> Result<Growth> {
+        self.ensure("ensure_grown", SHORT, generation, GrowSpec { disk: spec.clone(), size_bytes }).await
     }
 
     async fn ensure_paused(&self, generation: Generation, spec: &PauseSpec) -> Result<()> {

@@ -23,7 +23,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::fence::Fence;
 use super::{
-    ConnectSpec, DelegateError, Detach, DiskSpec, ExportSpec, Generation, Pause, PauseSpec, Portal, Result,
+    ConnectSpec, DelegateError, Detach, DiskSpec, ExportSpec, Generation, Growth, Pause, PauseSpec, Portal, Result,
     SnapshotMethod, SnapshotReport, SnapshotSpec, StorageObservation, VmmDelegate, VmmObservation, VolumeDelegate,
     VolumeSpec,
 };
@@ -131,6 +131,12 @@ impl<D: VolumeDelegate + ?Sized + 'static> VolumeDelegate for Guarded<D> {
         self.guarded(Some(generation), &[spec.snapshot.as_str(), spec.volume.as_str()], call).await
     }
 
+    async fn ensure_grown(&self, generation: Generation, spec: &VolumeSpec) -> Result<Growth> {
+        let own = spec.clone();
+        let call = |inner: Arc<D>| async move { inner.ensure_grown(generation, &own).await };
+        self.guarded(Some(generation), &[spec.volume.as_str()], call).await
+    }
+
     async fn ensure_no_snapshot(&self, generation: Generation, spec: &SnapshotSpec) -> Result<()> {
         let own = spec.clone();
         let call = |inner: Arc<D>| async move { inner.ensure_no_snapshot(generation, &own).await };
@@ -181,6 +187,12 @@ impl<D: VmmDelegate + ?Sized + 'static> VmmDelegate for Guarded<D> {
     async fn ensure_detached(&self, generation: Generation, spec: &DiskSpec, force: bool) -> Result<Detach> {
         let own = spec.clone();
         let call = |inner: Arc<D>| async move { inner.ensure_detached(generation, &own, force).await };
+        self.guarded(Some(generation), &[spec.volume.as_str()], call).await
+    }
+
+    async fn ensure_grown(&self, generation: Generation, spec: &DiskSpec, size_bytes: u64) -> Result<Growth> {
+        let own = spec.clone();
+        let call = |inner: Arc<D>| async move { inner.ensure_grown(generation, &own, size_bytes).await };
         self.guarded(Some(generation), &[spec.volume.as_str()], call).await
     }
 
@@ -262,7 +274,10 @@ mod tests {
         }
         async fn ensure_snapshot(&self, _: Generation, _: &SnapshotSpec) -> Result<SnapshotReport> {
             self.call::<()>("snapshot").await?;
-            Ok(SnapshotReport { size_bytes: 0, data_bytes: 0 })
+            Ok(SnapshotReport { size_bytes: 0, data_bytes: 0, progress: 100 })
+        }
+        async fn ensure_grown(&self, _: Generation, _: &VolumeSpec) -> Result<Growth> {
+            Err(DelegateError::fatal("not asked for here"))
         }
         async fn ensure_no_snapshot(&self, _: Generation, _: &SnapshotSpec) -> Result<()> {
             self.call("no snapshot").await

@@ -49,13 +49,26 @@ pub struct SnapshotSpec {
     pub volume: VolumeId,
 }
 
-/// What a storage node says of a snapshot it has made.
+/// What a storage node says of a snapshot that is cut: whatever is written to the volume from now on is not in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotReport {
     /// The size of the volume it was taken of, in bytes.
     pub size_bytes: u64,
     /// The bytes of it that hold data (`fullSnapshotSizeInBytes`).
     pub data_bytes: u64,
+    /// How much of it stands apart from the volume, in per cent. At 100 it is whole, and outlives the volume; below, the node
+    /// copies on by itself and is to be asked again, and the volume must not be removed.
+    pub progress: u8,
+}
+
+/// Where the new size of a volume that has grown is seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Growth {
+    /// Here, and by whoever uses the volume through here, at once.
+    Online,
+    /// By the volume's next user: this one has a part in its chain that learns of sizes only when it is set up.
+    AtNextAttach,
 }
 
 /// How a snapshot of a volume that a guest is writing to gets to be of one point in time.
@@ -178,8 +191,14 @@ pub struct StorageObservation {
     pub snapshots: Vec<SnapshotId>,
     /// The exports.
     pub exports: Vec<ObservedExport>,
+    /// The bytes there are for volumes and snapshots.
+    #[serde(default)]
+    pub capacity_bytes: u64,
     /// The bytes that can still be given to volumes.
     pub free_bytes: u64,
+    /// The names of the node's drivers: the one that keeps the bytes, and the one that serves them.
+    #[serde(default)]
+    pub drivers: Vec<String>,
 }
 
 /// An export that a storage node serves.
@@ -200,6 +219,22 @@ pub struct ObservedExport {
 pub struct VmmObservation {
     /// The machines of the node, ours and others' alike.
     pub machines: Vec<ObservedMachine>,
+    /// Log-ins of the node itself to targets of ours that no machine's disk is, whoever they were made for. A hypervisor whose
+    /// machines bring their own initiators has none.
+    #[serde(default)]
+    pub sessions: Vec<ObservedSession>,
+    /// The names of the node's drivers.
+    #[serde(default)]
+    pub drivers: Vec<String>,
+}
+
+/// A log-in of a hypervisor node to a target of ours.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObservedSession {
+    /// The volume, read from the target's name.
+    pub volume: VolumeId,
+    /// The target's name.
+    pub iqn: String,
 }
 
 /// A machine on a hypervisor node.
@@ -306,8 +341,13 @@ pub trait VolumeDelegate: Send + Sync {
     /// Removes the volume. Refuses (Retry) while it is exported.
     async fn ensure_no_volume(&self, generation: Generation, volume: &VolumeId) -> Result<()>;
 
-    /// Makes the snapshot, durable and whole before this returns; one that is there already is left as it is.
+    /// Cuts the snapshot, durably before this returns; one that is there already is left as it is. A driver that goes on to
+    /// copy says how far it is, and goes on after a crash when it is asked again. A snapshot that is lost meanwhile, because
+    /// what keeps it overflowed, is an error (Fatal) and never one day whole.
     async fn ensure_snapshot(&self, generation: Generation, spec: &SnapshotSpec) -> Result<SnapshotReport>;
+
+    /// Grows the volume, and makes its exports show the new size where they can while somebody is logged in. Never shrinks.
+    async fn ensure_grown(&self, generation: Generation, spec: &VolumeSpec) -> Result<Growth>;
 
     /// Removes the snapshot, and what an unfinished try left of it.
     async fn ensure_no_snapshot(&self, generation: Generation, spec: &SnapshotSpec) -> Result<()>;
@@ -344,6 +384,10 @@ pub trait VmmDelegate: Send + Sync {
     /// Asks the guest to let go, and waits a little. With `force` it does not ask: the device is taken away as hard as the
     /// hypervisor can.
     async fn ensure_detached(&self, generation: Generation, spec: &DiskSpec, force: bool) -> Result<Detach>;
+
+    /// Makes the initiator and the machine see that the volume has grown to so many bytes, where they can. To be asked after
+    /// [`VolumeDelegate::ensure_grown`] has answered [`Growth::Online`]. A machine that is off sees it at its next start.
+    async fn ensure_grown(&self, generation: Generation, spec: &DiskSpec, size_bytes: u64) -> Result<Growth>;
 
     /// Rests the I/O of the machine that has this disk; when it returns, nothing is in flight. The pause ends by itself after
     /// the time given, so that no crash of ours leaves a guest frozen. The same caller lengthens its pause by asking again; a

@@ -9,7 +9,7 @@ use hyper::{Method, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::wire::{self, Call, DetachSpec};
+use super::wire::{self, Call, DetachSpec, GrowSpec};
 use super::{DelegateError, Result, VmmDelegate, VolumeDelegate};
 use crate::config::{ConfigError, SecretSource};
 use crate::server::{Handler, Refusal, Request, Response};
@@ -48,6 +48,10 @@ impl StorageService {
             "ensure_snapshot" => {
                 let call: Call<_> = read(body)?;
                 written(node.ensure_snapshot(call.generation, &call.spec).await)
+            }
+            "ensure_grown" => {
+                let call: Call<_> = read(body)?;
+                written(node.ensure_grown(call.generation, &call.spec).await)
             }
             "ensure_no_snapshot" => {
                 let call: Call<_> = read(body)?;
@@ -95,6 +99,10 @@ impl VmmService {
             "ensure_detached" => {
                 let call: Call<DetachSpec> = read(body)?;
                 written(node.ensure_detached(call.generation, &call.spec.disk, call.spec.force).await)
+            }
+            "ensure_grown" => {
+                let call: Call<GrowSpec> = read(body)?;
+                written(node.ensure_grown(call.generation, &call.spec.disk, call.spec.size_bytes).await)
             }
             "ensure_paused" => {
                 let call: Call<_> = read(body)?;

@@ -36,6 +36,15 @@ pub struct DetachSpec {
     pub force: bool,
 }
 
+/// The specification of a hypervisor's `ensure_grown`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct GrowSpec {
+    /// The disk.
+    pub disk: DiskSpec,
+    /// The size the volume has now, in bytes.
+    pub size_bytes: u64,
+}
+
 /// The status that goes with an error, for those who read logs; the client reads the body.
 pub fn status(error: &DelegateError) -> StatusCode {
     match error.kind {

@@ -74,14 +74,14 @@ impl Settings {
             "control_port": tgt.control_port,
             "portal": tgt.portal,
         });
-        json!({ "local": { "data_dir": dir.join("storage"), "tgt": tgt } })
+        json!({ "local": { "data_dir": dir.join("storage"), "target": { "tgt": tgt } } })
     }
 
     fn hypervisor(&self, dir: &Path, zone: usize, zones: usize) -> Value {
         match &self.nodes {
             Nodes::Real { qmp_dir, .. } => {
                 let qemu = json!({ "qmp_dir": qmp_dir, "iqn_prefix": IQN_PREFIX });
-                json!({ "local": { "data_dir": dir.join("hypervisor"), "qemu": qemu } })
+                json!({ "local": { "data_dir": dir.join("hypervisor"), "hypervisor": { "qemu": qemu } } })
             }
             Nodes::Simulated { machines } => {
                 let here = (0..*machines).filter(|machine| machine % zones == zone);
@@ -122,8 +122,10 @@ mod tests {
         };
         let config = written(Nodes::Real { tgt, qmp_dir: "/q".into() });
         assert!(
-            matches!(&config.volume_nodes[0].delegate, Link::Local(s) if s.tgt.socket_dir == Path::new("/a \"b\""))
+            matches!(&config.volume_nodes[0].delegate, Link::Local(config::Storage { target: config::Target::Tgt(t), .. }) if t.socket_dir == Path::new("/a \"b\""))
         );
-        assert!(matches!(&config.vmm_nodes[0].delegate, Link::Local(v) if v.qemu.qmp_dir == Path::new("/q")));
+        assert!(
+            matches!(&config.vmm_nodes[0].delegate, Link::Local(config::Vmm { hypervisor: config::Hypervisor::Qemu(q), .. }) if q.qmp_dir == Path::new("/q"))
+        );
     }
 }

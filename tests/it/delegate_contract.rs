@@ -371,7 +371,7 @@ async fn a_node_that_was_restarted_or_says_nonsense_is_worth_another_try() {
 #[tokio::test]
 async fn the_file_and_tgt_drivers_keep_the_contract() {
     let (tgtd, dir) = (Tgtd::start(), tempfile::tempdir().unwrap());
-    let config = config::Storage { data_dir: dir.path().to_owned(), tgt: tgtd.config() };
+    let config = tgtd.storage(dir.path());
     let local = Arc::new(LocalStorage::open(&config, &CancellationToken::new()).await.unwrap());
     let guarded = Guarded::open(local, dir.path()).await.unwrap();
     storage_contract(&guarded).await;

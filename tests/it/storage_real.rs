@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
-use vbs::config;
 use vbs::delegate::guard::Guarded;
 use vbs::delegate::volume::local::LocalStorage;
 use vbs::delegate::{ErrorKind, ExportSpec, Generation, Portal, Secret, SnapshotSpec, VolumeDelegate, VolumeSpec};
@@ -35,7 +34,7 @@ impl Node {
     }
 
     async fn open(tgtd: &Tgtd, dir: &Path) -> Guarded<LocalStorage> {
-        let config = config::Storage { data_dir: dir.to_owned(), tgt: tgtd.config() };
+        let config = tgtd.storage(dir);
         let local = LocalStorage::open(&config, &CancellationToken::new()).await.unwrap();
         Guarded::open(Arc::new(local), dir).await.unwrap()
     }

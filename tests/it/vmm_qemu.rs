@@ -148,7 +148,7 @@ impl Lab {
         let guest = Guest::open(dir.path(), &dir.path().join("qmp"), 1).await.unwrap();
         let qemu_process = boot(&guest, &image);
         let target = Target::start(dir.path());
-        let qemu = Qemu::start(&driver_config(dir.path())).await.unwrap();
+        let qemu = Qemu::start(&dir.path().join("vmm"), &driver_config(dir.path())).await.unwrap();
         guest.wait_ready(Duration::from_secs(120)).await.unwrap();
         Self { dir, target, guest, qemu_process, qemu }
     }
@@ -222,9 +222,8 @@ fn boot(guest: &Guest, image: &GuestImage) -> Process {
     Process(qemu.spawn().expect("package qemu-system-x86"))
 }
 
-fn driver_config(dir: &Path) -> config::Vmm {
-    let qemu = config::Qemu { qmp_dir: dir.join("qmp"), iqn_prefix: "iqn.2026-01.test.vbs".into(), detach_wait_s: 3 };
-    config::Vmm { data_dir: dir.join("vmm"), qemu }
+fn driver_config(dir: &Path) -> config::Qemu {
+    config::Qemu { qmp_dir: dir.join("qmp"), iqn_prefix: "iqn.2026-01.test.vbs".into(), detach_wait_s: 3 }
 }
 
 fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
@@ -363,9 +362,9 @@ async fn pauses_hold_break_and_add_up(lab: &mut Lab) {
     // The next life of the delegate ends the pauses of the last, and their callers are told.
     lab.qemu.ensure_paused(GENERATION, &for_seconds(600)).await.unwrap();
     lab.qemu.ensure_paused(later, &three).await.unwrap();
-    let elsewhere = config::Vmm { data_dir: lab.dir.path().join("elsewhere"), ..driver_config(lab.dir.path()) };
-    lab.qemu = Qemu::start(&elsewhere).await.unwrap(); // The life before ends here, and its lock with it.
-    lab.qemu = Qemu::start(&driver_config(lab.dir.path())).await.unwrap();
+    let (config, elsewhere) = (driver_config(lab.dir.path()), lab.dir.path().join("elsewhere"));
+    lab.qemu = Qemu::start(&elsewhere, &config).await.unwrap(); // The life before ends here, and its lock with it.
+    lab.qemu = Qemu::start(&lab.dir.path().join("vmm"), &config).await.unwrap();
     while lab.machine_rests().await {}
     assert_eq!(lab.qemu.ensure_paused(GENERATION, &one).await.unwrap_err().kind, ErrorKind::Retry);
     assert_eq!(lab.qemu.ensure_resumed(later, &three).await.unwrap(), Pause::Broken);

@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use super::{Content, SimCloud, State, StorageNode};
 use crate::delegate::target;
 use crate::delegate::{
-    DelegateError, ExportSpec, Generation, ObservedExport, Portal, Result, SnapshotMethod, SnapshotReport,
+    DelegateError, ExportSpec, Generation, Growth, ObservedExport, Portal, Result, SnapshotMethod, SnapshotReport,
     SnapshotSpec, StorageObservation, VolumeDelegate, VolumeSpec,
 };
 use crate::ids::VolumeId;
@@ -78,7 +78,7 @@ impl StorageNode {
         }
         let content = self.snapshots[&spec.snapshot];
         let data_bytes = if content.token == 0 { 0 } else { SOME_DATA.min(content.size_bytes) };
-        Ok(SnapshotReport { size_bytes: content.size_bytes, data_bytes })
+        Ok(SnapshotReport { size_bytes: content.size_bytes, data_bytes, progress: 100 })
     }
 }
 
@@ -109,6 +109,16 @@ impl VolumeDelegate for SimStorage {
             node(state, &self.node)?.ensure_snapshot(spec, torn)
         };
         self.cloud.call("ensure_snapshot", take).await
+    }
+
+    async fn ensure_grown(&self, _: Generation, spec: &VolumeSpec) -> Result<Growth> {
+        let grow = |node: &mut StorageNode| {
+            if !node.volumes.contains_key(&spec.volume) {
+                return Err(missing(&spec.volume));
+            }
+            node.ensure_volume(spec).map(|()| Growth::Online)
+        };
+        self.on_node("ensure_grown", grow).await
     }
 
     async fn ensure_no_snapshot(&self, _: Generation, spec: &SnapshotSpec) -> Result<()> {
@@ -158,7 +168,9 @@ impl VolumeDelegate for SimStorage {
                 volumes: node.volumes.iter().map(|(id, content)| (id.clone(), content.size_bytes)).collect(),
                 snapshots: node.snapshots.keys().cloned().collect(),
                 exports: exports.collect(),
+                capacity_bytes: node.capacity_bytes,
                 free_bytes: node.free_bytes(),
+                drivers: vec!["sim".into()],
             })
         };
         self.cloud.call("observe_storage", observe).await

@@ -6,8 +6,8 @@ use async_trait::async_trait;
 
 use super::{Disk, Machine, Rest, SimCloud, State};
 use crate::delegate::{
-    ConnectSpec, DelegateError, Detach, DiskSpec, ErrorKind, Generation, MachineRef, ObservedDisk, ObservedMachine,
-    Pause, PauseSpec, Result, VmmDelegate, VmmObservation,
+    ConnectSpec, DelegateError, Detach, DiskSpec, ErrorKind, Generation, Growth, MachineRef, ObservedDisk,
+    ObservedMachine, Pause, PauseSpec, Result, VmmDelegate, VmmObservation,
 };
 use crate::ids::{SnapshotId, VolumeId};
 
@@ -137,6 +137,14 @@ impl VmmDelegate for SimVmm {
         self.on_machine("ensure_detached", &spec.machine, detach).await
     }
 
+    async fn ensure_grown(&self, _: Generation, spec: &DiskSpec, _: u64) -> Result<Growth> {
+        let grow = |machine: Option<&mut Machine>| {
+            let disk = machine.and_then(|machine| machine.disks.get(&spec.volume));
+            Ok(if disk.is_some_and(|disk| disk.attached) { Growth::Online } else { Growth::AtNextAttach })
+        };
+        self.on_machine("ensure_grown_disk", &spec.machine, grow).await
+    }
+
     async fn ensure_paused(&self, generation: Generation, spec: &PauseSpec) -> Result<()> {
         let pause = |state: &mut State| {
             let machine = find(state, &self.node, &spec.disk.machine)?;
@@ -189,7 +197,7 @@ impl VmmDelegate for SimVmm {
                     })
                     .collect(),
             });
-            Ok(VmmObservation { machines: machines.collect() })
+            Ok(VmmObservation { machines: machines.collect(), sessions: Vec::new(), drivers: vec!["sim".into()] })
         };
         self.cloud.call("observe_vmm", observe).await
     }

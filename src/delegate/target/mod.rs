@@ -3,11 +3,38 @@
 //!
 //! The gateway makes all four, but a delegate believes nobody: what does not look right never reaches a command line.
 
-use super::{DelegateError, ExportSpec, Result};
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+
+use super::{DelegateError, ExportSpec, Growth, ObservedExport, Portal, Result};
 use crate::ids::VolumeId;
 
 pub mod tgt;
 pub mod tgt_show;
+
+/// Tells where a volume's file or device is.
+pub type PathOf<'a> = dyn Fn(&VolumeId) -> PathBuf + Sync + 'a;
+
+/// What serves the volumes of a storage node. As with [`super::VolumeDelegate`], whose verbs of the same names say more, every
+/// call looks at what is there, layer by layer, and makes up the difference.
+#[async_trait]
+pub trait TargetDriver: Send + Sync {
+    /// How an operator names it.
+    fn name(&self) -> &'static str;
+
+    /// Serves the file or device at `path` as the specification has it, to one initiator and with CHAP.
+    async fn ensure_exported(&self, spec: &ExportSpec, path: &Path) -> Result<Portal>;
+
+    /// Ends every export of the volume. Refuses (Retry) while an initiator is logged in.
+    async fn ensure_not_exported(&self, volume: &VolumeId) -> Result<()>;
+
+    /// Makes the volume's exports show the size it has grown to, where that can be done under a session.
+    async fn ensure_grown(&self, volume: &VolumeId, size_bytes: u64) -> Result<Growth>;
+
+    /// The exports there are of volumes, ours and those that look like it. `path` tells where a volume is.
+    async fn exports(&self, path: &PathOf<'_>) -> Result<Vec<ObservedExport>>;
+}
 
 /// The most bytes of an iSCSI name (RFC 7143, section 4.2.7.1).
 const LONGEST_NAME: usize = 223;

@@ -15,13 +15,14 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use tokio::sync::Mutex;
 
 use super::tgt_show::{self, Target};
-use super::{check, volume_of};
+use super::{PathOf, TargetDriver, check, volume_of};
 use crate::config;
 use crate::delegate::command::{Command, Failure};
-use crate::delegate::{DelegateError, ExportSpec, ObservedExport, Portal, Result, Secret};
+use crate::delegate::{DelegateError, ExportSpec, Growth, ObservedExport, Portal, Result, Secret};
 use crate::ids::VolumeId;
 
 /// The unit that holds the disk; 0 is the controller.
@@ -42,71 +43,6 @@ impl Tgt {
     /// The tgtd that the configuration tells of. Whether it runs is found out call by call: it may come and go.
     pub fn new(config: config::Tgt) -> Self {
         Self { config, secrets: Mutex::default() }
-    }
-
-    /// Serves the file at `path` as the specification has it.
-    pub async fn ensure_exported(&self, spec: &ExportSpec, path: &Path) -> Result<Portal> {
-        check(spec)?;
-        let path = path
-            .to_str()
-            .filter(|text| text.starts_with('/') && !text.contains([',', '\n']))
-            .ok_or_else(|| DelegateError::fatal(format!("tgtadm cannot be given the path {}", path.display())))?;
-        let mut secrets = self.secrets.lock().await;
-        let shown = self.targets().await?;
-        for other in of_volume(&shown, &spec.volume).filter(|other| other.name != spec.iqn) {
-            refuse_while_in_use(other)?;
-            self.delete(other, &mut secrets).await?;
-        }
-        let target = match shown.iter().find(|target| target.name == spec.iqn) {
-            Some(target) => self.sound(target, spec, path, &mut secrets).await?,
-            None => None,
-        };
-        let target = if let Some(target) = target {
-            target
-        } else {
-            let others = shown.iter().filter(|target| target.name != spec.iqn);
-            self.new_target(lowest_free(others), &spec.iqn).await?
-        };
-        self.ensure_unit(&target, &spec.volume, path).await?;
-        self.ensure_access(&target, spec, &mut secrets).await?;
-        let shown = self.targets().await?;
-        if !shown.iter().any(|target| target.name == spec.iqn && whole(target, path)) {
-            return Err(DelegateError::retry(format!("tgtd has not kept {} as it was told to", spec.iqn)));
-        }
-        Ok(Portal { address: self.config.portal.to_string() })
-    }
-
-    /// Ends all exports of the volume, and removes what accounts are left over.
-    pub async fn ensure_not_exported(&self, volume: &VolumeId) -> Result<()> {
-        let patience = Instant::now() + SESSION_END;
-        loop {
-            let mut secrets = self.secrets.lock().await;
-            let shown = self.targets().await?;
-            let in_use = of_volume(&shown, volume).find_map(|target| refuse_while_in_use(target).err());
-            let Some(refusal) = in_use else {
-                for target in of_volume(&shown, volume) {
-                    self.delete(target, &mut secrets).await?;
-                }
-                return self.delete_unbound_accounts(&mut secrets).await;
-            };
-            drop(secrets);
-            if Instant::now() >= patience {
-                return Err(refusal);
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-
-    /// The exports there are. `path` tells where a volume's file is.
-    pub async fn exports(&self, path: impl Fn(&VolumeId) -> std::path::PathBuf) -> Result<Vec<ObservedExport>> {
-        let _alone = self.secrets.lock().await;
-        let shown = self.targets().await?;
-        let export = |target: Target| {
-            let volume = volume_of(&target.name)?;
-            let whole = path(&volume).to_str().is_some_and(|path| whole(&target, path));
-            Some(ObservedExport { iqn: target.name, volume, sessions: target.sessions, whole })
-        };
-        Ok(shown.into_iter().filter_map(export).collect())
     }
 
     /// Gives the target when it can be mended; one that serves something else is deleted.
@@ -254,6 +190,80 @@ impl Tgt {
             .env("TGT_IPC_SOCKET", self.config.socket_dir.join("ipc"))
             .args(["-C", &self.config.control_port.to_string(), "--lld", "iscsi"])
             .args(args)
+    }
+}
+
+#[async_trait]
+impl TargetDriver for Tgt {
+    fn name(&self) -> &'static str {
+        "tgt"
+    }
+
+    async fn ensure_exported(&self, spec: &ExportSpec, path: &Path) -> Result<Portal> {
+        check(spec)?;
+        let path = path
+            .to_str()
+            .filter(|text| text.starts_with('/') && !text.contains([',', '\n']))
+            .ok_or_else(|| DelegateError::fatal(format!("tgtadm cannot be given the path {}", path.display())))?;
+        let mut secrets = self.secrets.lock().await;
+        let shown = self.targets().await?;
+        for other in of_volume(&shown, &spec.volume).filter(|other| other.name != spec.iqn) {
+            refuse_while_in_use(other)?;
+            self.delete(other, &mut secrets).await?;
+        }
+        let target = match shown.iter().find(|target| target.name == spec.iqn) {
+            Some(target) => self.sound(target, spec, path, &mut secrets).await?,
+            None => None,
+        };
+        let target = if let Some(target) = target {
+            target
+        } else {
+            let others = shown.iter().filter(|target| target.name != spec.iqn);
+            self.new_target(lowest_free(others), &spec.iqn).await?
+        };
+        self.ensure_unit(&target, &spec.volume, path).await?;
+        self.ensure_access(&target, spec, &mut secrets).await?;
+        let shown = self.targets().await?;
+        if !shown.iter().any(|target| target.name == spec.iqn && whole(target, path)) {
+            return Err(DelegateError::retry(format!("tgtd has not kept {} as it was told to", spec.iqn)));
+        }
+        Ok(Portal { address: self.config.portal.to_string() })
+    }
+
+    async fn ensure_not_exported(&self, volume: &VolumeId) -> Result<()> {
+        let patience = Instant::now() + SESSION_END;
+        loop {
+            let mut secrets = self.secrets.lock().await;
+            let shown = self.targets().await?;
+            let in_use = of_volume(&shown, volume).find_map(|target| refuse_while_in_use(target).err());
+            let Some(refusal) = in_use else {
+                for target in of_volume(&shown, volume) {
+                    self.delete(target, &mut secrets).await?;
+                }
+                return self.delete_unbound_accounts(&mut secrets).await;
+            };
+            drop(secrets);
+            if Instant::now() >= patience {
+                return Err(refusal);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// tgtd learns a file's size when the unit is made. When nobody is logged in, the export is made anew at the next attach.
+    async fn ensure_grown(&self, _: &VolumeId, _: u64) -> Result<Growth> {
+        Ok(Growth::AtNextAttach)
+    }
+
+    async fn exports(&self, path: &PathOf<'_>) -> Result<Vec<ObservedExport>> {
+        let _alone = self.secrets.lock().await;
+        let shown = self.targets().await?;
+        let export = |target: Target| {
+            let volume = volume_of(&target.name)?;
+            let whole = path(&volume).to_str().is_some_and(|path| whole(&target, path));
+            Some(ObservedExport { iqn: target.name, volume, sessions: target.sessions, whole })
+        };
+        Ok(shown.into_iter().filter_map(export).collect())
     }
 }
 

@@ -23,7 +23,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,8 +41,8 @@ use super::qmp::{Qmp, QmpError};
 use super::seen::Seen;
 use crate::config;
 use crate::delegate::{
-    ConnectSpec, DelegateError, Detach, DiskSpec, Generation, MachineRef, ObservedMachine, Pause, PauseSpec, Portal,
-    Result, VmmDelegate, VmmObservation, data_dir,
+    ConnectSpec, DelegateError, Detach, DiskSpec, Generation, Growth, MachineRef, ObservedMachine, Pause, PauseSpec,
+    Portal, Result, VmmDelegate, VmmObservation, data_dir,
 };
 
 /// The longest wait for a monitor's greeting, and for each command. A log-in over the network takes its time.
@@ -73,19 +73,18 @@ impl Qemu {
     ///
     /// # Errors
     /// Retry when the data directory cannot be made or read, or another delegate has it; Fatal when a file in it is damaged.
-    pub async fn start(config: &config::Vmm) -> Result<Self> {
-        let dir = &config.data_dir;
+    pub async fn start(dir: &Path, config: &config::Qemu) -> Result<Self> {
         tokio::fs::create_dir_all(dir)
             .await
             .map_err(|e| DelegateError::retry(format!("cannot make {}: {e}", dir.display())))?;
-        let lock = lock(dir.clone()).await?;
-        let machines = Arc::new(Machines::new(config.qemu.qmp_dir.clone()));
+        let lock = lock(dir.to_owned()).await?;
+        let machines = Arc::new(Machines::new(config.qmp_dir.clone()));
         let seen = dir.join("machines.json");
         Ok(Self {
             pauses: Pauses::open(Arc::clone(&machines), dir.join("pauses.json")).await?,
             machines,
-            iqn_prefix: config.qemu.iqn_prefix.clone(),
-            detach_wait: Duration::from_secs(config.qemu.detach_wait_s),
+            iqn_prefix: config.iqn_prefix.clone(),
+            detach_wait: Duration::from_secs(config.detach_wait_s),
             seen: tokio::sync::Mutex::new((kept::read(&seen).await?, seen)),
             _lock: lock,
         })
@@ -261,6 +260,11 @@ impl VmmDelegate for Qemu {
         }
     }
 
+    /// tgtd shows no new size while somebody is logged in.
+    async fn ensure_grown(&self, _: Generation, _: &DiskSpec, _: u64) -> Result<Growth> {
+        Ok(Growth::AtNextAttach)
+    }
+
     async fn ensure_paused(&self, generation: Generation, spec: &PauseSpec) -> Result<()> {
         self.pauses.begin(generation, spec).await
     }
@@ -285,7 +289,7 @@ impl VmmDelegate for Qemu {
         if *seen != before {
             kept::write(file, seen).await?;
         }
-        Ok(VmmObservation { machines: seen.machines() })
+        Ok(VmmObservation { machines: seen.machines(), sessions: Vec::new(), drivers: vec!["qemu".into()] })
     }
 }
 
@@ -456,16 +460,15 @@ mod tests {
     use crate::delegate::{ErrorKind, ExportSpec, Secret};
     use crate::ids::VolumeId;
 
-    fn settings(dir: &std::path::Path) -> config::Vmm {
-        let qemu = config::Qemu { qmp_dir: dir.to_owned(), iqn_prefix: "iqn.2026-01.t".into(), detach_wait_s: 1 };
-        config::Vmm { data_dir: dir.join("data"), qemu }
+    fn settings(dir: &Path) -> config::Qemu {
+        config::Qemu { qmp_dir: dir.to_owned(), iqn_prefix: "iqn.2026-01.t".into(), detach_wait_s: 1 }
     }
 
     #[tokio::test]
     async fn a_machine_that_took_the_name_of_another_is_told_to_change_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let monitor = Monitor::start(dir.path(), "vm-1", "00000000-0000-4000-8000-000000000002");
-        let qemu = Qemu::start(&settings(dir.path())).await.unwrap();
+        let qemu = Qemu::start(&dir.path().join("data"), &settings(dir.path())).await.unwrap();
         let machine = MachineRef { name: "vm-1".into(), uuid: "00000000-0000-4000-8000-000000000001".into() };
         let volume = VolumeId::generate();
         // It may even have a disk of that volume by now.
@@ -497,10 +500,13 @@ mod tests {
     #[tokio::test]
     async fn a_data_directory_has_one_delegate() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Qemu::start(&settings(dir.path())).await.unwrap();
-        let refused = Qemu::start(&settings(dir.path())).await.err().expect("two would end each other's pauses");
+        let first = Qemu::start(&dir.path().join("data"), &settings(dir.path())).await.unwrap();
+        let refused = Qemu::start(&dir.path().join("data"), &settings(dir.path()))
+            .await
+            .err()
+            .expect("two would end each other's pauses");
         assert!(refused.message.contains("another delegate"), "{refused}");
         drop(first);
-        Qemu::start(&settings(dir.path())).await.unwrap();
+        Qemu::start(&dir.path().join("data"), &settings(dir.path())).await.unwrap();
     }
 }

@@ -11,7 +11,7 @@
 //!
 //! A volume that is exported may grow, but its target shows the new size only when it is exported anew.
 //!
-//! The functions here block; [`super::local`] calls them on threads that may.
+//! The functions here block; [`super::file_driver`] calls them on threads that may.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
@@ -141,7 +141,11 @@ impl Files {
         }
         let report = || {
             let file = File::open(&path)?;
-            Ok(SnapshotReport { size_bytes: file.metadata()?.len(), data_bytes: copy::allocated(&file)? })
+            Ok(SnapshotReport {
+                size_bytes: file.metadata()?.len(),
+                data_bytes: copy::allocated(&file)?,
+                progress: 100,
+            })
         };
         report().map_err(failed("read", &path))
     }
@@ -166,14 +170,23 @@ impl Files {
         list(&self.snapshots)
     }
 
+    /// The size of the file system.
+    pub fn capacity_bytes(&self) -> Result<u64> {
+        let room = self.room()?;
+        Ok(room.f_blocks * room.f_frsize)
+    }
+
+    fn room(&self) -> Result<rustix::fs::StatVfs> {
+        rustix::fs::statvfs(&self.volumes).map_err(|e| failed("ask the room of", &self.volumes)(e.into()))
+    }
+
     /// The bytes that can still be given out.
     pub fn free_bytes(&self) -> Result<u64> {
         self.free_beyond(*self.promised())
     }
 
     fn free_beyond(&self, promised: u64) -> Result<u64> {
-        let room =
-            rustix::fs::statvfs(&self.volumes).map_err(|e| failed("ask the room of", &self.volumes)(e.into()))?;
+        let room = self.room()?;
         Ok((room.f_bavail * room.f_frsize).saturating_sub(RESERVE).saturating_sub(promised))
     }
 

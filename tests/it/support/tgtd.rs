@@ -41,6 +41,12 @@ impl Tgtd {
         config::Tgt { socket_dir: self.dir.path().to_owned(), control_port: 1, portal: self.portal }
     }
 
+    /// A storage node of files that it serves.
+    pub fn storage(&self, data_dir: &std::path::Path) -> config::Storage {
+        let (volumes, target) = (config::Volumes::File, config::Target::Tgt(self.config()));
+        config::Storage { data_dir: data_dir.to_owned(), volumes, target }
+    }
+
     /// Runs `tgtadm` on it, past the driver, and expects that to succeed.
     pub fn tgtadm(&self, args: &[&str]) -> String {
         let mut command = Command::new(program("tgtadm"));
