@@ -13,6 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use crate::config::{Config, ConfigError};
+use crate::db::gather::Gather;
 use crate::db::{self, Pool};
 use crate::delegate::sim::SimCloud;
 use crate::delegates::{self, OpenError};
@@ -76,6 +77,8 @@ impl Gateway {
         let wake = Wake::default();
         let api = Api::new(&config, pool.clone(), sealer.clone(), wake.clone());
         let context = workers::Context {
+            find_volume: Gather::new(pool.clone()),
+            made_volume: Gather::new(pool.clone()),
             pool: pool.clone(),
             database_url,
             nodes,

@@ -53,9 +53,9 @@ impl Workflow for CreateVolume {
         }
     }
 
-    async fn record(&self, conn: &mut Conn) -> db::Result<()> {
-        volumes::swap_state(conn, &self.volume, &[VolumeState::Creating], VolumeState::Available).await?;
-        Ok(())
+    /// Volumes are made by the hundred, and each end is a commit on disk: those that come together share one.
+    async fn succeed(&self, run: &Run<'_>, workflow: i64) -> db::Result<bool> {
+        run.context.made_volume.ask((workflow, run.generation.0)).await
     }
 
     /// The volume could not be made, or its owner did not wait for it.
@@ -69,7 +69,6 @@ impl Workflow for CreateVolume {
 
 /// The volume's row. It outlives every workflow of the volume, so its absence is a fault of ours.
 pub(super) async fn row(run: &Run<'_>, volume: &VolumeId) -> Result<volumes::Volume, StepError> {
-    volumes::find(&mut *run.conn().await?, volume)
-        .await?
-        .ok_or_else(|| StepError::Retry(format!("the row of {volume} is missing")))
+    let found = run.context.find_volume.ask(volume.clone()).await?;
+    found.ok_or_else(|| StepError::Retry(format!("the row of {volume} is missing")))
 }

@@ -49,8 +49,25 @@ pub(super) trait Workflow: Send + Sync {
     fn run(&self, run: &Run<'_>, step: Self::Step) -> impl Future<Output = Result<(), StepError>> + Send;
     /// Undoes a step, or finds it undone.
     fn undo(&self, run: &Run<'_>, step: Self::Step) -> impl Future<Output = Result<(), StepError>> + Send;
-    /// Writes the rows after the last step. Commits together with the workflow's end.
-    fn record(&self, conn: &mut Conn) -> impl Future<Output = db::Result<()>> + Send;
+    /// Ends the workflow after its last step; `false`, and nothing done, when the lease has passed on. What the end means for
+    /// the rows is written by [`Self::record`], and commits together with it. A kind that comes in crowds does both itself.
+    fn succeed(&self, run: &Run<'_>, workflow: i64) -> impl Future<Output = db::Result<bool>> + Send {
+        async move {
+            let mut conn = run.context.pool.get().await?;
+            conn.transaction(async |conn| {
+                let held = workflows::finish(conn, workflow, run.generation.0, "succeeded", "").await?;
+                if held {
+                    self.record(conn).await?;
+                }
+                Ok(held)
+            })
+            .await
+        }
+    }
+    /// Writes the rows after the last step.
+    fn record(&self, _: &mut Conn) -> impl Future<Output = db::Result<()>> + Send {
+        async { Ok(()) }
+    }
     /// Writes the rows after the last undo. Commits together with the workflow's end.
     fn record_undone(&self, conn: &mut Conn, reason: &str) -> impl Future<Output = db::Result<()>> + Send;
 }
@@ -143,13 +160,6 @@ enum Held {
     Lost,
 }
 
-/// How a workflow ended.
-#[derive(Debug, Clone, Copy)]
-enum Ended {
-    Succeeded,
-    Undone,
-}
-
 impl From<bool> for Held {
     fn from(touched: bool) -> Self {
         if touched { Self::Mine } else { Self::Lost }
@@ -189,7 +199,9 @@ async fn forward<W: Workflow>(context: &Context, row: &Row, job: &W) -> db::Resu
             return failed(context, row, &format!("{step:?}"), error, W::ON_FAILURE).await;
         }
     }
-    finish(context, row, job, Ended::Succeeded).await
+    let held = job.succeed(&run, row.id).await?;
+    context.wake.here.notify_one();
+    Ok(held.into())
 }
 
 async fn backward<W: Workflow>(context: &Context, row: &Row, job: &W) -> db::Result<Held> {
@@ -203,7 +215,7 @@ async fn backward<W: Workflow>(context: &Context, row: &Row, job: &W) -> db::Res
             return Ok(Held::Lost);
         }
     }
-    finish(context, row, job, Ended::Undone).await
+    finish_undone(context, row, job).await
 }
 
 async fn begin_step(context: &Context, row: &Row, index: usize) -> db::Result<bool> {
@@ -299,23 +311,16 @@ async fn note(conn: &mut Conn, row: &Row, step: &str, event: &str, reason: &str)
     Ok(())
 }
 
-/// Ends the workflow: the rows and the end commit together, or not at all.
-async fn finish<W: Workflow>(context: &Context, row: &Row, job: &W, ended: Ended) -> db::Result<Held> {
+/// Ends a workflow that has turned back: the rows and the end commit together, or not at all.
+async fn finish_undone<W: Workflow>(context: &Context, row: &Row, job: &W) -> db::Result<Held> {
     let reason = row.error.as_deref().unwrap_or_default();
     let mut conn = context.pool.get().await?;
     let held = conn
         .transaction(async |conn| {
-            let outcome = match ended {
-                Ended::Succeeded => "succeeded",
-                Ended::Undone => "undone",
-            };
-            if !workflows::finish(conn, row.id, row.lease_generation, outcome, reason).await? {
+            if !workflows::finish(conn, row.id, row.lease_generation, "undone", reason).await? {
                 return Ok::<Held, db::Error>(Held::Lost);
             }
-            match ended {
-                Ended::Succeeded => job.record(conn).await?,
-                Ended::Undone => job.record_undone(conn, reason).await?,
-            }
+            job.record_undone(conn, reason).await?;
             Ok(Held::Mine)
         })
         .await?;

@@ -14,6 +14,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config;
+use crate::db::gather::Gather;
+use crate::db::volumes::{Find, Made};
 use crate::db::{self, Pool};
 use crate::seal::Sealer;
 
@@ -60,6 +62,10 @@ impl Wake {
 pub struct Context {
     /// The database.
     pub pool: Pool,
+    /// Looks for volumes in it, for many workflows at once.
+    pub find_volume: Gather<Find>,
+    /// Ends the workflows that have made volumes, many at once.
+    pub made_volume: Gather<Made>,
     /// Where to open a connection that only listens.
     pub database_url: String,
     /// The nodes' delegates.
