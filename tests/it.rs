@@ -18,6 +18,8 @@ mod dev;
 mod docs;
 #[path = "it/layers.rs"]
 mod layers;
+#[path = "it/snapshot_copies.rs"]
+mod snapshot_copies;
 #[path = "it/storage_real.rs"]
 mod storage_real;
 #[path = "it/support/mod.rs"]

@@ -66,7 +66,7 @@ pub async fn sweep(context: &Context) -> db::Result<()> {
     let mut enqueued = false;
     for volume in plan(&attached, &observed, unwanted) {
         let known = volumes::find(&mut conn, &volume).await?.is_some();
-        if known && !workflows::any_live_of_volume(&mut conn, &volume).await? {
+        if known && !workflows::any_changing(&mut conn, &volume).await? {
             enqueued |= repair_volume::enqueue(&mut conn, &volume).await?;
             info!(%volume, "the nodes do not match the rows: repair");
         }

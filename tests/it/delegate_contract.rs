@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +15,7 @@ use vbs::delegate::sim::SimCloud;
 use vbs::delegate::volume::local::LocalStorage;
 use vbs::delegate::{
     ConnectSpec, Detach, DiskSpec, ErrorKind, ExportSpec, Generation, MachineRef, ObservedDisk, ObservedMachine, Pause,
-    PauseSpec, Result, Secret, SnapshotSpec, VmmDelegate, VolumeDelegate, VolumeSpec,
+    PauseSpec, Result, Secret, SnapshotReport, SnapshotSpec, VmmDelegate, VolumeDelegate, VolumeSpec,
 };
 use vbs::ids::{SnapshotId, VolumeId};
 use vbs::server::{self, Handler};
@@ -64,10 +65,31 @@ async fn volumes_are_made_grown_and_removed_however_often_it_is_asked(storage: &
     }
 }
 
+/// Asks for a snapshot until it is whole, as a driver that copies in the background wants it.
+async fn whole_snapshot(storage: &dyn VolumeDelegate, spec: &SnapshotSpec) -> SnapshotReport {
+    let end = Instant::now() + Duration::from_secs(60);
+    let mut before = 0;
+    loop {
+        let report = storage.ensure_snapshot(NOW, spec).await.unwrap();
+        assert!((before..=100).contains(&report.progress), "{report:?} after {before} %");
+        before = report.progress;
+        let listed = storage.observe().await.unwrap().snapshots.contains(&spec.snapshot);
+        assert!(
+            !listed || storage.ensure_snapshot(NOW, spec).await.unwrap().progress == 100,
+            "listed before it is whole"
+        );
+        if report.progress == 100 {
+            return report;
+        }
+        assert!(Instant::now() < end, "the copy does not come to its end: {report:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 async fn snapshots_outlive_their_volumes_and_make_new_ones(storage: &dyn VolumeDelegate) {
     let volume = new_volume(storage, 2 * MIB).await;
     let spec = SnapshotSpec { snapshot: SnapshotId::generate(), volume: volume.clone() };
-    let report = storage.ensure_snapshot(NOW, &spec).await.unwrap();
+    let report = whole_snapshot(storage, &spec).await;
     assert_eq!(report.size_bytes, 2 * MIB);
     assert!(report.data_bytes <= report.size_bytes);
     storage.ensure_no_volume(NOW, &volume).await.unwrap();
@@ -261,9 +283,9 @@ pub async fn vmm_contract(storage: &dyn VolumeDelegate, vmm: &dyn VmmDelegate, m
     storage.ensure_no_volume(NOW, &volume).await.unwrap();
 }
 
-/// A simulated cloud of one node of each kind, with one machine.
-fn sim() -> (Arc<dyn VolumeDelegate>, Arc<dyn VmmDelegate>) {
-    let (cloud, config) = (SimCloud::new(), config::Sim { machines: vec!["m1".into()], capacity_gib: Some(1) });
+/// The nodes of a simulated cloud: one of each kind, with one machine.
+fn sim(cloud: &SimCloud) -> (Arc<dyn VolumeDelegate>, Arc<dyn VmmDelegate>) {
+    let config = config::Sim { machines: vec!["m1".into()], capacity_gib: Some(1) };
     let storage = Guarded::in_memory(Arc::new(cloud.storage("storage-1", &config)));
     let vmm = Guarded::in_memory(Arc::new(cloud.vmm("vmm-1", &config)));
     (Arc::new(storage), Arc::new(vmm))
@@ -271,9 +293,12 @@ fn sim() -> (Arc<dyn VolumeDelegate>, Arc<dyn VmmDelegate>) {
 
 #[tokio::test]
 async fn the_simulation_keeps_the_contract() {
-    let (storage, vmm) = sim();
+    let cloud = SimCloud::new();
+    let (storage, vmm) = sim(&cloud);
     storage_contract(&*storage).await;
     vmm_contract(&*storage, &*vmm, "m1").await;
+    cloud.copy_in_background(30);
+    storage_contract(&*storage).await;
 }
 
 /// A node's service on a port of its own; gives what a gateway's file says of it.
@@ -288,6 +313,18 @@ fn serve(service: impl Handler, key: &SecretSource, config: config::Server) -> c
     config::Remote { url, key: key.clone(), ca }
 }
 
+async fn a_snapshot_that_overflowed_is_lost_for_good(cloud: &SimCloud, storage: &dyn VolumeDelegate) {
+    let volume = new_volume(storage, MIB).await;
+    let spec = SnapshotSpec { snapshot: SnapshotId::generate(), volume: volume.clone() };
+    assert!(storage.ensure_snapshot(NOW, &spec).await.unwrap().progress < 100);
+    cloud.overflow();
+    for _ in 0..2 {
+        assert_eq!(kind(storage.ensure_snapshot(NOW, &spec).await), ErrorKind::Fatal);
+    }
+    storage.ensure_no_snapshot(NOW, &spec).await.unwrap();
+    storage.ensure_no_volume(NOW, &volume).await.unwrap();
+}
+
 fn node_key(dir: &TempDir) -> SecretSource {
     std::fs::write(dir.path().join("key"), "0123456789abcdef0123456789abcdef").unwrap();
     SecretSource::File(dir.path().join("key"))
@@ -297,13 +334,17 @@ fn node_key(dir: &TempDir) -> SecretSource {
 async fn the_simulation_over_http_keeps_the_contract() {
     let dir = tempfile::tempdir().unwrap();
     let key = node_key(&dir);
-    let (storage, vmm) = sim();
+    let cloud = SimCloud::new();
+    let (storage, vmm) = sim(&cloud);
     let plain = config::Server::default();
     let storage = serve(StorageService::new("storage-1", &key, storage).unwrap(), &key, plain.clone());
     let vmm = serve(VmmService::new("vmm-1", &key, vmm).unwrap(), &key, plain);
     let storage = Client::new("storage-1", &storage).unwrap();
     storage_contract(&storage).await;
     vmm_contract(&storage, &Client::new("vmm-1", &vmm).unwrap(), "m1").await;
+    cloud.copy_in_background(30);
+    storage_contract(&storage).await;
+    a_snapshot_that_overflowed_is_lost_for_good(&cloud, &storage).await;
 
     let stranger = Client::new("storage-2", &vmm).unwrap();
     let refused = VmmDelegate::observe(&stranger).await.unwrap_err();
@@ -325,7 +366,7 @@ async fn over_https_a_node_is_believed_only_with_a_certificate_of_its_own_author
     });
     let tls = config::Server { tls_cert: Some(good.0), tls_key: Some(good.1), ..config::Server::default() };
     let key = node_key(&dir);
-    let remote = serve(StorageService::new("storage-1", &key, sim().0).unwrap(), &key, tls);
+    let remote = serve(StorageService::new("storage-1", &key, sim(&SimCloud::new()).0).unwrap(), &key, tls);
     for _ in 0..2 {
         VolumeDelegate::observe(&Client::new("storage-1", &remote).unwrap()).await.unwrap();
     }

@@ -36,6 +36,8 @@ struct State {
     faults: Vec<Fault>,
     calls: HashMap<&'static str, u64>,
     snapshot_method: SnapshotMethod,
+    /// See [`SimCloud::copy_in_background`].
+    copied_a_call: Option<u8>,
     latency: Duration,
     writes: u64,
 }
@@ -48,6 +50,7 @@ impl Default for State {
             faults: Vec::new(),
             calls: HashMap::new(),
             snapshot_method: SnapshotMethod::Copy,
+            copied_a_call: None,
             latency: LATENCY,
             writes: 0,
         }
@@ -59,7 +62,17 @@ struct StorageNode {
     capacity_bytes: u64,
     volumes: BTreeMap<VolumeId, Content>,
     snapshots: BTreeMap<SnapshotId, Content>,
+    /// Snapshots that are cut and still lean on their volume.
+    copies: BTreeMap<SnapshotId, Copying>,
     exports: BTreeMap<String, ExportSpec>,
+}
+
+/// A snapshot that is being copied out.
+struct Copying {
+    of: VolumeId,
+    content: Content,
+    progress: u8,
+    overflowed: bool,
 }
 
 /// The bytes of a volume or a snapshot.
@@ -136,6 +149,26 @@ impl SimCloud {
     /// Sets how snapshots are taken. [`SnapshotMethod::Copy`], the more delicate way, is what the cloud starts with.
     pub fn set_snapshot_method(&self, method: SnapshotMethod) {
         self.state().snapshot_method = method;
+    }
+
+    /// From now on a snapshot is cut at one instant and then copied, as with thick logical volumes: each time it is asked for
+    /// after the cut, so many per cent more are done. With 0 all copies stand still.
+    pub fn copy_in_background(&self, percent_a_call: u8) {
+        let mut state = self.state();
+        state.snapshot_method = SnapshotMethod::Atomic;
+        state.copied_a_call = Some(percent_a_call);
+    }
+
+    /// Lets what keeps the snapshots that are being copied overflow: their bytes are lost.
+    pub fn overflow(&self) {
+        let mut state = self.state();
+        let copies = state.storages.values_mut().flat_map(|node| node.copies.values_mut());
+        copies.for_each(|copy| copy.overflowed = true);
+    }
+
+    /// How many snapshots are being copied, those that overflowed included.
+    pub fn copies(&self) -> usize {
+        self.state().storages.values().map(|node| node.copies.len()).sum()
     }
 
     /// Sets what each call takes.

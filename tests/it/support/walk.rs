@@ -40,6 +40,7 @@ pub async fn whole_life(cloud: &Cloud) {
 /// No workflow is live, and the nodes have nothing of ours.
 pub async fn nothing_is_left(cloud: &Cloud) {
     cloud.settle().await;
+    assert_eq!(cloud.sim.copies(), 0, "a snapshot is still being copied");
     for (name, node) in &cloud.context.nodes.volume {
         let report = node.delegate.observe().await.unwrap();
         assert_eq!((report.volumes, report.snapshots, report.exports), (vec![], vec![], vec![]), "left on {name}");
