@@ -21,7 +21,7 @@ use crate::ec2_api::error::ApiError;
 use crate::seal::{SealError, Sealer};
 use crate::server::{self, Handler, Refusal, Request, Response, ServerError};
 use crate::sigv4;
-use crate::workers::{self, Nodes, Wake};
+use crate::workers::{self, Nodes, Placement, Wake};
 
 /// How soon the connection that listens for changed access keys is made again when it is lost.
 const LISTEN_PAUSE: Duration = Duration::from_secs(1);
@@ -74,11 +74,13 @@ impl Gateway {
         }
         let pool = Pool::new(&database_url, config.database.pool)?;
         let wake = Wake::default();
-        let api = Api::new(&config, pool.clone(), sealer.clone(), wake.clone());
+        let placement = Placement::new(pool.clone(), nodes.clone());
+        let api = Api::new(&config, pool.clone(), sealer.clone(), wake.clone(), placement.clone());
         let context = workers::Context {
             pool: pool.clone(),
             database_url,
             nodes,
+            placement,
             sealer,
             settings: config.workers.clone(),
             owner: format!("gateway-{}", uuid::Uuid::new_v4()),

@@ -326,7 +326,7 @@ async fn finish<W: Workflow>(context: &Context, row: &Row, job: &W, ended: Ended
 }
 
 /// A reason as it is stored and shown. A tool that broke may have said anything, at any length; Postgres takes no NUL.
-fn legible(reason: &str) -> String {
+pub(super) fn legible(reason: &str) -> String {
     reason.chars().take(LONGEST_REASON).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 

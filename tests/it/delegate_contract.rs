@@ -73,11 +73,6 @@ async fn whole_snapshot(storage: &dyn VolumeDelegate, spec: &SnapshotSpec) -> Sn
         let report = storage.ensure_snapshot(NOW, spec).await.unwrap();
         assert!((before..=100).contains(&report.progress), "{report:?} after {before} %");
         before = report.progress;
-        let listed = storage.observe().await.unwrap().snapshots.contains(&spec.snapshot);
-        assert!(
-            !listed || storage.ensure_snapshot(NOW, spec).await.unwrap().progress == 100,
-            "listed before it is whole"
-        );
         if report.progress == 100 {
             return report;
         }

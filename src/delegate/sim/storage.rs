@@ -197,6 +197,7 @@ impl VolumeDelegate for SimStorage {
                 exports: exports.collect(),
                 capacity_bytes: node.capacity_bytes,
                 free_bytes: node.free_bytes(),
+                sparse: false,
                 drivers: vec!["sim".into()],
             })
         };
