@@ -46,7 +46,9 @@ pub async fn nothing_is_left(cloud: &Cloud) {
         assert_eq!((report.volumes, report.snapshots, report.exports), (vec![], vec![], vec![]), "left on {name}");
     }
     for (name, node) in &cloud.context.nodes.vmm {
-        for machine in node.delegate.observe().await.unwrap().machines {
+        let report = node.delegate.observe().await.unwrap();
+        assert_eq!(report.sessions, vec![], "left on {name}");
+        for machine in report.machines {
             assert_eq!((machine.disks, machine.paused), (vec![], false), "left in {} on {name}", machine.name);
         }
     }
