@@ -182,7 +182,11 @@ impl Facts {
             return;
         }
         (self.free, self.sparse, self.seen) = (Some(free), sparse, seen);
-        while let Some((_, bytes)) = self.recent.pop_front_if(|(at, _)| *at + MADE_WITHIN < seen) {
+        while let Some((at, bytes)) = self.recent.front().copied() {
+            if at + MADE_WITHIN >= seen {
+                break;
+            }
+            self.recent.pop_front();
             self.taken = self.taken.saturating_sub(bytes);
         }
     }
