@@ -210,9 +210,12 @@ impl Facts {
     }
 
     fn give(&mut self, bytes: u64, now: Instant) {
-        self.recent.push_back((now, bytes));
-        self.taken = self.taken.saturating_add(bytes);
         self.placed += 1;
+        // Of what is not known nothing can be taken off.
+        if self.free.is_some() {
+            self.recent.push_back((now, bytes));
+            self.taken = self.taken.saturating_add(bytes);
+        }
     }
 }
 
