@@ -22,7 +22,7 @@ use crate::ec2_api::error::ApiError;
 use crate::seal::{SealError, Sealer};
 use crate::server::{self, Handler, Refusal, Request, Response, ServerError};
 use crate::sigv4;
-use crate::workers::{self, Nodes, Wake};
+use crate::workers::{self, Nodes, Placement, Wake};
 
 /// How soon the connection that listens for changed access keys is made again when it is lost.
 const LISTEN_PAUSE: Duration = Duration::from_secs(1);
@@ -75,13 +75,15 @@ impl Gateway {
         }
         let pool = Pool::new(&database_url, config.database.pool)?;
         let wake = Wake::default();
-        let api = Api::new(&config, pool.clone(), sealer.clone(), wake.clone());
+        let placement = Placement::new(pool.clone(), nodes.clone());
+        let api = Api::new(&config, pool.clone(), sealer.clone(), wake.clone(), placement.clone());
         let context = workers::Context {
             find_volume: Gather::new(pool.clone()),
             made_volume: Gather::new(pool.clone()),
             pool: pool.clone(),
             database_url,
             nodes,
+            placement,
             sealer,
             settings: config.workers.clone(),
             owner: format!("gateway-{}", uuid::Uuid::new_v4()),

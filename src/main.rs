@@ -34,6 +34,9 @@ enum Command {
     /// Instances: the machines that hypervisor nodes report
     #[command(subcommand)]
     Instance(cli::instance::Instance),
+    /// Nodes: where volumes are kept and machines run
+    #[command(subcommand)]
+    Node(cli::node::Node),
     /// Workflows: what the workers do and did
     #[command(subcommand)]
     Workflow(cli::workflow::Workflow),
@@ -57,6 +60,7 @@ async fn main() -> ExitCode {
         Command::Account(command) => command.run().await,
         Command::AccessKey(command) => command.run().await,
         Command::Instance(command) => command.run().await,
+        Command::Node(command) => command.run().await,
         Command::Workflow(command) => command.run().await,
         Command::GuestRun(command) => command.run().await,
         Command::Postgres => cli::postgres().await,

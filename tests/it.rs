@@ -18,6 +18,12 @@ mod dev;
 mod docs;
 #[path = "it/layers.rs"]
 mod layers;
+#[path = "it/nodes.rs"]
+mod nodes;
+#[path = "it/repairs.rs"]
+mod repairs;
+#[path = "it/snapshot_copies.rs"]
+mod snapshot_copies;
 #[path = "it/storage_real.rs"]
 mod storage_real;
 #[path = "it/support/mod.rs"]

@@ -19,6 +19,7 @@ pub mod account;
 pub mod dev;
 pub mod guest_run;
 pub mod instance;
+pub mod node;
 pub mod workflow;
 
 /// What a subcommand answers: an error is a sentence for the person at the terminal.

@@ -59,13 +59,30 @@ pub struct Ends {
     pub machine_uuid: String,
     /// The machine's state.
     pub instance_state: InstanceState,
+    /// The initiator that logs in for the machine now.
+    pub initiator_iqn: String,
 }
 
 /// An attachment with its two ends.
 pub type Located = (Attachment, Ends);
 
-const ENDS: (volumes::node, instances::node, instances::machine, instances::machine_uuid, instances::state) =
-    (volumes::node, instances::node, instances::machine, instances::machine_uuid, instances::state);
+type EndsColumns = (
+    volumes::node,
+    instances::node,
+    instances::machine,
+    instances::machine_uuid,
+    instances::state,
+    instances::initiator_iqn,
+);
+
+const ENDS: EndsColumns = (
+    volumes::node,
+    instances::node,
+    instances::machine,
+    instances::machine_uuid,
+    instances::state,
+    instances::initiator_iqn,
+);
 
 /// The attachment, whatever its state, with its two ends.
 pub async fn find(conn: &mut Conn, id: Uuid) -> Result<Option<Located>> {
@@ -99,6 +116,28 @@ pub async fn all_attached(conn: &mut Conn) -> Result<Vec<Located>> {
         .select((Attachment::as_select(), ENDS))
         .load(conn)
         .await?)
+}
+
+/// Of these names of targets, those that were made for attachments which are over, with their volumes. One that is not known,
+/// or not any more, is not among them.
+pub async fn ended(conn: &mut Conn, iqns: &[&str]) -> Result<Vec<(String, VolumeId)>> {
+    let over = attachments::iqn.eq_any(iqns).and(attachments::state.eq(AttachmentState::Detached));
+    Ok(attachments::table.filter(over).select((attachments::iqn, attachments::volume_id)).load(conn).await?)
+}
+
+/// The attachment of a volume that was made with this name of a target, whatever its state.
+pub async fn find_by_iqn(conn: &mut Conn, volume: &VolumeId, iqn: &str) -> Result<Option<Attachment>> {
+    let named = attachments::iqn.eq(iqn).and(attachments::volume_id.eq(volume));
+    Ok(attachments::table.filter(named).select(Attachment::as_select()).first(conn).await.optional()?)
+}
+
+/// Lets another initiator log in to an attachment that is `attached`.
+pub async fn set_initiator(conn: &mut Conn, id: Uuid, initiator_iqn: &str) -> Result<()> {
+    diesel::update(attachments::table.find(id).filter(attachments::state.eq(AttachmentState::Attached)))
+        .set(attachments::initiator_iqn.eq(initiator_iqn))
+        .execute(conn)
+        .await?;
+    Ok(())
 }
 
 /// The volumes that have a live attachment.

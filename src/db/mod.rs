@@ -18,6 +18,7 @@ pub mod describe_tags;
 pub mod describe_volumes;
 pub mod gather;
 pub mod instances;
+pub mod nodes;
 pub mod schema;
 pub mod snapshots;
 pub mod statement;

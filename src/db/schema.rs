@@ -146,6 +146,21 @@ diesel::table! {
     }
 }
 
+diesel::table! {
+    nodes (name) {
+        name -> Text,
+        kind -> Text,
+        zone -> Text,
+        drivers -> Text,
+        capacity_bytes -> Nullable<Int8>,
+        free_bytes -> Nullable<Int8>,
+        sparse -> Bool,
+        answered_at -> Nullable<Timestamptz>,
+        error -> Nullable<Text>,
+        drained -> Bool,
+    }
+}
+
 diesel::joinable!(access_keys -> accounts (account_id));
 diesel::joinable!(attachments -> instances (instance_id));
 diesel::joinable!(attachments -> volumes (volume_id));
@@ -155,6 +170,7 @@ diesel::allow_tables_to_appear_in_same_query!(
     accounts,
     attachments,
     instances,
+    nodes,
     snapshots,
     tags,
     volumes,

@@ -84,16 +84,21 @@ pub async fn count_pending(conn: &mut Conn, volume: &VolumeId) -> Result<i64> {
         .await?)
 }
 
-/// Whether the snapshot is still being taken.
-pub async fn is_pending(conn: &mut Conn, id: &SnapshotId) -> Result<bool> {
-    let pending = snapshots::id.eq(id).and(snapshots::state.eq(SnapshotState::Pending));
-    Ok(diesel::select(diesel::dsl::exists(snapshots::table.filter(pending))).get_result(conn).await?)
-}
-
 /// The snapshot, its row locked until the transaction ends.
 pub async fn hold(conn: &mut Conn, id: &SnapshotId) -> Result<Option<Snapshot>> {
     let row = snapshots::table.find(id).select(Snapshot::as_select()).for_no_key_update().first(conn).await;
     Ok(row.optional()?)
+}
+
+/// Records how much of a pending snapshot stands apart from its volume, in per cent. It never falls.
+pub async fn set_progress(conn: &mut Conn, id: &SnapshotId, progress: u8) -> Result<()> {
+    let progress = i32::from(progress);
+    let behind = snapshots::state.eq(SnapshotState::Pending).and(snapshots::progress.lt(progress));
+    diesel::update(snapshots::table.find(id).filter(behind))
+        .set(snapshots::progress.eq(progress))
+        .execute(conn)
+        .await?;
+    Ok(())
 }
 
 /// Records that a pending snapshot is whole. One whose deletion was asked for meanwhile stays `deleting`.

@@ -182,24 +182,6 @@ pub async fn find_by_token(
         .optional()?)
 }
 
-/// Of these nodes, the one with the fewest GiB given away.
-pub async fn emptiest(conn: &mut Conn, nodes: &[&str]) -> Result<Option<String>> {
-    #[derive(QueryableByName)]
-    struct Row {
-        #[diesel(sql_type = diesel::sql_types::Text)]
-        node: String,
-    }
-    let row: Option<Row> = diesel::sql_query(
-        "SELECT n.node FROM unnest($1) AS n (node) LEFT JOIN volumes v ON v.node = n.node AND v.state <> 'deleted' \
-         GROUP BY n.node ORDER BY coalesce(sum(v.size_gib), 0), n.node LIMIT 1",
-    )
-    .bind::<diesel::sql_types::Array<diesel::sql_types::Text>, _>(nodes)
-    .get_result(conn)
-    .await
-    .optional()?;
-    Ok(row.map(|row| row.node))
-}
-
 /// The volume, held so that its state stays until the transaction ends.
 pub async fn hold(conn: &mut Conn, id: &VolumeId) -> Result<Option<Volume>> {
     let row = volumes::table.find(id).select(Volume::as_select()).for_no_key_update().first(conn).await;

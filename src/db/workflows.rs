@@ -111,8 +111,9 @@ pub async fn enqueue_if_idle(
 /// generation.
 ///
 /// Snapshots run beside each other and beside a detach: a guest that holds on to its disk for hours must not hold up the
-/// snapshots of it. The deletion of a snapshot has nothing to do with the volume any more. Everything else on one volume
-/// runs in the order it was asked for.
+/// snapshots of it. A snapshot that is cut, and only being copied or undone, holds up nothing but the deletion of the volume.
+/// The deletion of a snapshot has nothing to do with the volume any more. Everything else on one volume runs in the order it
+/// was asked for.
 ///
 /// The older one is looked for in a subquery with a LIMIT, which Postgres asks once for each candidate, through the index. A
 /// NOT EXISTS it would make a join of all live workflows, for every claim of a few.
@@ -128,6 +129,8 @@ pub async fn claim(conn: &mut Conn, owner: &str, lease_s: i64, limit: i64) -> Re
                 AND (SELECT true FROM workflows older \
                     WHERE older.volume_id = w.volume_id AND older.finished_at IS NULL AND older.id < w.id \
                     AND 'delete_snapshot' NOT IN (w.kind, older.kind) \
+                    AND NOT (older.kind = 'create_snapshot' AND (older.step > 0 OR older.direction = 'backward') \
+                        AND w.kind <> 'delete_volume') \
                     AND NOT (w.kind IN ('create_snapshot', 'detach_volume') \
                         AND older.kind IN ('create_snapshot', 'detach_volume')) LIMIT 1) IS NULL \
                 ORDER BY not_before LIMIT ",
@@ -331,13 +334,20 @@ pub async fn show(conn: &mut Conn, id: i64) -> Result<Option<(Workflow, Vec<Even
     Ok(Some((workflow, events)))
 }
 
-/// Whether a workflow of this volume is live.
-pub async fn any_live_of_volume(conn: &mut Conn, volume: &VolumeId) -> Result<bool> {
-    Ok(diesel::select(diesel::dsl::exists(
-        workflows::table.filter(workflows::volume_id.eq(volume).and(workflows::finished_at.is_null())),
-    ))
-    .get_result(conn)
-    .await?)
+/// Whether a workflow is live that may be changing what the nodes have of this volume: all but the deletion of a snapshot, and
+/// a snapshot that is cut, which may be copied for hours.
+pub async fn any_changing(conn: &mut Conn, volume: &VolumeId) -> Result<bool> {
+    let cut = workflows::kind.eq("create_snapshot").and(workflows::step.gt(0).or(workflows::direction.eq("backward")));
+    let changing = diesel::dsl::not(cut.or(workflows::kind.eq("delete_snapshot")));
+    let live = workflows::volume_id.eq(volume).and(workflows::finished_at.is_null());
+    Ok(diesel::select(diesel::dsl::exists(workflows::table.filter(live.and(changing)))).get_result(conn).await?)
+}
+
+/// Whether the live workflow of a lock key still runs forward and has not begun its second step.
+pub async fn is_at_first_step(conn: &mut Conn, lock_key: &str) -> Result<bool> {
+    let live = workflows::lock_key.eq(lock_key).and(workflows::finished_at.is_null());
+    let first = workflows::step.eq(0).and(workflows::direction.eq("forward"));
+    Ok(diesel::select(diesel::dsl::exists(workflows::table.filter(live.and(first)))).get_result(conn).await?)
 }
 
 /// How many workflows are live.

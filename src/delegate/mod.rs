@@ -118,12 +118,22 @@ pub struct Portal {
 }
 
 /// A machine that is meant, and no other. A name alone may be another machine's by now, and that one another tenant's.
+///
+/// What a machine is not needed for, because the node itself is logged in, is done by the target's name alone: so
+/// [`VmmDelegate::ensure_disconnected`] ends a log-in that was left over for [`MachineRef::nobody`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineRef {
     /// The name that the node itself uses.
     pub name: String,
     /// See [`ObservedMachine::uuid`].
     pub uuid: String,
+}
+
+impl MachineRef {
+    /// No machine: whose a log-in was is not known any more ([`VmmObservation::sessions`]).
+    pub fn nobody() -> Self {
+        Self { name: String::new(), uuid: String::new() }
+    }
 }
 
 /// A connection as a hypervisor node shall have it: logged in to the export, not yet given to a guest.
@@ -196,6 +206,9 @@ pub struct StorageObservation {
     pub capacity_bytes: u64,
     /// The bytes that can still be given to volumes.
     pub free_bytes: u64,
+    /// Whether a new volume takes room only as it is written: it may then be bigger than what is free.
+    #[serde(default)]
+    pub sparse: bool,
     /// The names of the node's drivers: the one that keeps the bytes, and the one that serves them.
     #[serde(default)]
     pub drivers: Vec<String>,
@@ -375,7 +388,9 @@ pub trait VmmDelegate: Send + Sync {
     /// Logs in, and checks that what answers is the volume.
     async fn ensure_connected(&self, generation: Generation, spec: &ConnectSpec) -> Result<()>;
 
-    /// Logs out. Refuses (Retry) while a machine has the disk: no log-out under a live device.
+    /// Logs out. Refuses (Retry) while a machine has the disk: no log-out under a live device. A node that is logged in itself
+    /// looks for the target's name only, whether the machine is there or not, and whether one is named
+    /// ([`MachineRef::nobody`]).
     async fn ensure_disconnected(&self, generation: Generation, spec: &DiskSpec) -> Result<()>;
 
     /// Gives the connected disk to the machine, and returns once the hypervisor has it plugged in.

@@ -50,6 +50,11 @@ pub async fn attach(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
         return Err(ApiError::new("InvalidVolume.ZoneMismatch", text));
     }
     check_running(&instance)?;
+    api.placement.ready().await?;
+    if api.placement.is_drained(&instance.node) {
+        let text = format!("Instance '{}' is on a host that takes no new volumes at present.", instance.id);
+        return Err(incorrect_state(text));
+    }
     let row = conn
         .transaction(async |conn| {
             let swapped =

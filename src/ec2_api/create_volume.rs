@@ -28,6 +28,9 @@ const MAX_TOKEN: usize = 64;
 /// could not be made just then and gave its token back.
 const TRIES: usize = 3;
 
+/// EC2's code for a zone that cannot take the volume.
+const NO_ROOM: &str = "InsufficientVolumeCapacity";
+
 /// The parameters as they came: what a token's digest is made of.
 #[derive(Debug)]
 struct Request {
@@ -181,23 +184,39 @@ pub async fn create(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
     };
     // Before the snapshot is looked at, which may be gone by now.
     let mut volume = if snapshot.is_some() { earlier().await? } else { None };
+    if snapshot.is_some() {
+        api.placement.ready().await?;
+    }
+    let mut looked = false;
     for _ in 0..TRIES {
         if volume.is_some() {
             break;
         }
         volume = match &snapshot {
-            None => {
-                let (size_gib, node) = place(api, zone, &shape).await?;
-                api.accept.ask(new(size_gib, node)).await?
-            }
+            None => match place(api, zone, &shape).await {
+                Ok((size_gib, node)) => api.accept.ask(new(size_gib, node)).await?,
+                // A repetition needs no room.
+                Err(refusal) => Some(earlier().await?.ok_or(refusal)?),
+            },
             Some(id) => {
                 let mut conn = api.pool.get().await?;
-                conn.transaction(async |conn| {
-                    let (size_gib, node) = place_beside(api, conn, account, zone, &shape, id).await?;
-                    let made = Accept::run(conn, &[new(size_gib, node)]).await?;
-                    Ok::<_, ApiError>(made.into_iter().next().flatten())
-                })
-                .await?
+                let made = conn
+                    .transaction(async |conn| {
+                        let (size_gib, node) = place_beside(api, conn, account, zone, &shape, id).await?;
+                        let made = Accept::run(conn, &[new(size_gib, node)]).await?;
+                        Ok::<_, ApiError>(made.into_iter().next().flatten())
+                    })
+                    .await;
+                drop(conn);
+                match made {
+                    // No node is asked while a transaction is open.
+                    Err(refusal) if refusal.code == NO_ROOM && !looked => {
+                        looked = true;
+                        api.placement.look(&api.storage_nodes_of(&zone.name)).await;
+                        continue;
+                    }
+                    made => made?,
+                }
             }
         };
         if volume.is_none() {
@@ -229,13 +248,10 @@ async fn repeated(conn: &mut Conn, account: &str, token: &str, digest: &[u8]) ->
     Ok(Some(row))
 }
 
-/// The size of an empty volume, and the storage node that gets it: the one of the zone with the least given away.
+/// The size of an empty volume, and the storage node of the zone that gets it.
 async fn place(api: &Api, zone: &Zone, shape: &Shape) -> ApiResult<(i32, String)> {
     let size = shape.size_gib.ok_or_else(|| missing("size/snapshot"))?;
-    let node = match api.storage_nodes_of(&zone.name).as_slice() {
-        [only] => Some((*only).to_owned()),
-        many => rows::emptiest(&mut *api.pool.get().await?, many).await?,
-    };
+    let node = api.placement.choose(&api.storage_nodes_of(&zone.name), bytes(size)).await?;
     Ok((size, node.ok_or_else(no_room)?))
 }
 
@@ -266,12 +282,17 @@ async fn place_beside(
     if !api.storage_nodes_of(&zone.name).contains(&source.node.as_str()) {
         return Err(unsupported(format!("The snapshot '{id}' can be used only in the zone of its storage node.")));
     }
-    Ok((size, source.node))
+    let node = api.placement.take(&[&source.node], bytes(size)).ok_or_else(no_room)?;
+    Ok((size, node))
+}
+
+fn bytes(size_gib: i32) -> u64 {
+    u64::try_from(size_gib).unwrap_or(0) << 30
 }
 
 fn no_room() -> ApiError {
     ApiError::new(
-        "InsufficientVolumeCapacity",
+        NO_ROOM,
         "There is not enough capacity to fulfill your volume provision request. Retry with another zone, or later.",
     )
 }

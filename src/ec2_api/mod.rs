@@ -38,7 +38,7 @@ use crate::db::gather::Gather;
 use crate::db::volumes::Accept;
 use crate::seal::Sealer;
 use crate::sigv4;
-use crate::workers::Wake;
+use crate::workers::{Placement, Wake};
 
 use auth::{Caller, Keys};
 use error::{ApiError, ApiResult};
@@ -55,6 +55,7 @@ pub struct Api {
     keys: Keys,
     sealer: Sealer,
     wake: Wake,
+    placement: Placement,
     /// What the names of targets start with.
     iqn_prefix: String,
     storage: Vec<StorageNode>,
@@ -94,7 +95,7 @@ pub struct Reply {
 
 impl Api {
     /// Makes the front of a gateway.
-    pub fn new(config: &Config, pool: Pool, sealer: Sealer, wake: Wake) -> Self {
+    pub fn new(config: &Config, pool: Pool, sealer: Sealer, wake: Wake, placement: Placement) -> Self {
         let storage = |node: &config::VolumeNode| StorageNode { name: node.name.clone(), zone: node.zone.clone() };
         Self {
             describe_one: Gather::new(pool.clone()),
@@ -104,6 +105,7 @@ impl Api {
             keys: Keys::new(sealer.clone(), config.gateway.sigv2),
             sealer,
             wake,
+            placement,
             iqn_prefix: config.iqn_prefix.clone(),
             storage: config.volume_nodes.iter().map(storage).collect(),
         }

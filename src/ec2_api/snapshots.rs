@@ -25,10 +25,10 @@ use super::{Api, Call, tags, volumes};
 const PAGES: PageRules = PageRules { ids_set: "snapshotIdsSet", kind: "snapshot", zero_is_none: true };
 /// The most snapshots of one volume that are being taken at once.
 const MAX_PENDING: i64 = 5;
-/// How long an answer waits for the snapshot; far from the time after which clients ask again.
-const TAKEN_PATIENCE: Duration = Duration::from_secs(10);
+/// How long an answer waits for the cut; far from the time after which clients ask again.
+const CUT_PATIENCE: Duration = Duration::from_secs(10);
 /// How often it looks.
-const TAKEN_POLL: Duration = Duration::from_millis(10);
+const CUT_POLL: Duration = Duration::from_millis(10);
 /// The most characters of a description.
 const MAX_DESCRIPTION: usize = 255;
 
@@ -103,26 +103,26 @@ pub async fn create(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
         .await?;
     api.wake.wake();
     drop(conn);
-    await_taken(api, &row.id).await;
+    await_cut(api, &row.id).await;
     Ok(render(call, &row, &tags))
 }
 
-/// Waits, for a while, until the snapshot is taken: whoever froze a filesystem for it thaws it as soon as this call is
+/// Waits, for a while, until the snapshot is cut: whoever froze a filesystem for it thaws it as soon as this call is
 /// answered, and what is written then must not be in it. EC2 cuts at the call; we answer after the cut. The answer says
 /// `pending` all the same, which is what clients expect.
-async fn await_taken(api: &Api, id: &SnapshotId) {
-    let taken = async {
+async fn await_cut(api: &Api, id: &SnapshotId) {
+    let cut = async {
         loop {
-            let asked = async { rows::is_pending(&mut *api.pool.get().await?, id).await };
+            let asked = async { create_snapshot::is_cut(&mut *api.pool.get().await?, id).await };
             // Whether it can be asked or not, the snapshot is accepted, and the answer must say so.
-            if !asked.await.unwrap_or(false) {
+            if asked.await.unwrap_or(true) {
                 return;
             }
-            tokio::time::sleep(TAKEN_POLL).await;
+            tokio::time::sleep(CUT_POLL).await;
         }
     };
-    if tokio::time::timeout(TAKEN_PATIENCE, taken).await.is_err() {
-        tracing::info!(snapshot = %id, "answered while it is still being taken");
+    if tokio::time::timeout(CUT_PATIENCE, cut).await.is_err() {
+        tracing::info!(snapshot = %id, "answered before it was cut");
     }
 }
 

@@ -145,6 +145,23 @@ impl Way {
         Ok(self.storage(run)?.ensure_exported(run.generation, &self.export_spec(run)?).await?)
     }
 
+    /// When the machine's initiator has another name than at the time of the attach, because the machine or its node was renamed:
+    /// ends the export for the old name, if the machine has lost the disk and nobody is logged in, and writes down the new one.
+    pub(super) async fn follow_initiator(&mut self, run: &Run<'_>) -> Result<(), StepError> {
+        if self.row.initiator_iqn == self.ends.initiator_iqn {
+            return Ok(());
+        }
+        let seen = self.hypervisor(run)?.observe().await?.machines;
+        let mut disks = seen.iter().filter(|seen| seen.uuid == self.ends.machine_uuid).flat_map(|seen| &seen.disks);
+        if disks.any(|disk| disk.iqn == self.row.iqn) {
+            return Ok(());
+        }
+        self.unexport(run).await?;
+        attachments::set_initiator(&mut *run.conn().await?, self.row.id, &self.ends.initiator_iqn).await?;
+        self.row.initiator_iqn.clone_from(&self.ends.initiator_iqn);
+        Ok(())
+    }
+
     pub(super) async fn connect(&self, run: &Run<'_>, portal: Portal) -> Result<(), StepError> {
         let spec = ConnectSpec { export: self.export_spec(run)?, portal, machine: machine(&self.ends) };
         Ok(self.hypervisor(run)?.ensure_connected(run.generation, &spec).await?)

@@ -3,6 +3,10 @@
 //! A driver that cuts at one instant does all of it. One that must copy needs the guest's I/O to rest meanwhile: the machine
 //! is paused for the copy, and what was copied counts only if the pause held from before the first byte until after the
 //! last. A copy of which nobody can say so, because the worker died, is thrown away and made anew.
+//!
+//! A third kind cuts at once and copies afterwards, by itself (thick logical volumes). Then the workflow waits in its second
+//! step, for hours perhaps, and asks from time to time how far it is. Meanwhile the volume is used as ever; only its deletion
+//! waits, for it would take along what is not copied yet. (See [`crate::db::workflows::claim`].)
 
 use std::future::Future;
 use std::sync::Mutex;
@@ -35,6 +39,7 @@ pub(super) struct CreateSnapshot {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Step {
     Cut,
+    Copy,
 }
 
 /// Enqueues the taking of a snapshot whose row is `pending`.
@@ -43,9 +48,20 @@ pub async fn enqueue(conn: &mut Conn, snapshot: &SnapshotId, volume: &VolumeId) 
     workflows::enqueue(conn, KIND, snapshot.as_str(), volume, &params).await
 }
 
+/// Whether what is written to the volume from now on is in the snapshot for sure no more: it is cut, or there will be none.
+pub async fn is_cut(conn: &mut Conn, snapshot: &SnapshotId) -> db::Result<bool> {
+    Ok(!workflows::is_at_first_step(conn, snapshot.as_str()).await?)
+}
+
+impl CreateSnapshot {
+    fn report(&self) -> std::sync::MutexGuard<'_, Option<SnapshotReport>> {
+        self.report.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
 impl Workflow for CreateSnapshot {
     type Step = Step;
-    const STEPS: &'static [Step] = &[Step::Cut];
+    const STEPS: &'static [Step] = &[Step::Cut, Step::Copy];
     const ON_FAILURE: OnFailure = OnFailure::TurnBack;
 
     async fn run(&self, run: &Run<'_>, step: Step) -> Result<(), StepError> {
@@ -53,9 +69,21 @@ impl Workflow for CreateSnapshot {
         let spec = SnapshotSpec { snapshot: row.id, volume: row.volume_id };
         match step {
             Step::Cut => {
-                let report = cut(run, &row.node, &spec).await?;
-                *self.report.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(report);
+                let report = if run.reached == 0 {
+                    cut(run, &row.node, &spec).await?
+                } else {
+                    ask_again(run, &row.node, &spec).await?
+                };
+                *self.report() = Some(report);
                 Ok(())
+            }
+            Step::Copy => {
+                let progress = self.report().as_ref().map_or(0, |report| report.progress);
+                if progress >= 100 {
+                    return Ok(());
+                }
+                snapshots::set_progress(&mut *run.conn().await?, &spec.snapshot, progress).await?;
+                Err(StepError::Wait(format!("{progress} % are copied")))
             }
         }
     }
@@ -68,11 +96,12 @@ impl Workflow for CreateSnapshot {
                 resume_all(run, &spec).await?;
                 Ok(run.context.nodes.storage(&row.node)?.ensure_no_snapshot(run.generation, &spec).await?)
             }
+            Step::Copy => Ok(()),
         }
     }
 
     async fn record(&self, conn: &mut Conn) -> db::Result<()> {
-        let report = self.report.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let report = self.report().clone();
         let data_bytes = report.map_or(0, |report| i64::try_from(report.data_bytes).unwrap_or(i64::MAX));
         snapshots::set_completed(conn, &self.snapshot, data_bytes).await
     }
@@ -90,6 +119,16 @@ pub(super) async fn row(run: &Run<'_>, snapshot: &SnapshotId) -> Result<snapshot
     snapshots::find(&mut *run.conn().await?, snapshot)
         .await?
         .ok_or_else(|| StepError::Retry(format!("the row of {snapshot} is missing")))
+}
+
+/// Asks for a snapshot that an earlier lease has cut. It has its one point in time, so a node that is away is waited for; only
+/// when the node says that it is lost is it given up.
+async fn ask_again(run: &Run<'_>, node: &str, spec: &SnapshotSpec) -> Result<SnapshotReport, StepError> {
+    let asked = async { Ok(run.context.nodes.storage(node)?.ensure_snapshot(run.generation, spec).await?) };
+    asked.await.map_err(|error| match error {
+        StepError::Retry(reason) => StepError::Wait(reason),
+        other => other,
+    })
 }
 
 async fn cut(run: &Run<'_>, node: &str, spec: &SnapshotSpec) -> Result<SnapshotReport, StepError> {

@@ -85,6 +85,8 @@ pub(super) enum OnFailure {
 pub(super) struct Run<'a> {
     pub(super) context: &'a Context,
     pub(super) generation: Generation,
+    /// The furthest step begun before this lease, from 0: each step before it was done once.
+    pub(super) reached: usize,
 }
 
 impl Run<'_> {
@@ -186,8 +188,8 @@ async fn give_up_for_now(context: &Context, row: &Row, reason: &str) -> db::Resu
 }
 
 async fn forward<W: Workflow>(context: &Context, row: &Row, job: &W) -> db::Result<Held> {
-    let run = Run { context, generation: Generation(row.lease_generation) };
     let mut furthest = usize::try_from(row.step).unwrap_or(0);
+    let run = Run { context, generation: Generation(row.lease_generation), reached: furthest };
     for (index, step) in W::STEPS.iter().enumerate() {
         if index > furthest {
             furthest = index;
@@ -205,9 +207,9 @@ async fn forward<W: Workflow>(context: &Context, row: &Row, job: &W) -> db::Resu
 }
 
 async fn backward<W: Workflow>(context: &Context, row: &Row, job: &W) -> db::Result<Held> {
-    let run = Run { context, generation: Generation(row.lease_generation) };
-    let reached = usize::try_from(row.step).map_or(0, |step| step + 1);
-    for (index, step) in W::STEPS.iter().enumerate().take(reached).rev() {
+    let reached = usize::try_from(row.step).unwrap_or(0);
+    let run = Run { context, generation: Generation(row.lease_generation), reached };
+    for (index, step) in W::STEPS.iter().enumerate().take(reached + 1).rev() {
         if let Err(error) = with_lease(context, row, job.undo(&run, *step)).await {
             return failed(context, row, &format!("{step:?}"), error, OnFailure::KeepTrying).await;
         }
@@ -329,7 +331,7 @@ async fn finish_undone<W: Workflow>(context: &Context, row: &Row, job: &W) -> db
 }
 
 /// A reason as it is stored and shown. A tool that broke may have said anything, at any length; Postgres takes no NUL.
-fn legible(reason: &str) -> String {
+pub(super) fn legible(reason: &str) -> String {
     reason.chars().take(LONGEST_REASON).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 

@@ -27,10 +27,12 @@ pub mod delete_volume;
 pub mod detach_volume;
 pub mod engine;
 pub mod nodes;
+pub mod placement;
 pub mod repair_volume;
 pub mod sweeper;
 
 pub use nodes::Nodes;
+pub use placement::Placement;
 
 /// How long the pause between two notifications to other gateways is at least: NOTIFY takes a lock that all commits which
 /// notify share, so it stays out of the API's transactions and is not sent for each of them.
@@ -70,6 +72,8 @@ pub struct Context {
     pub database_url: String,
     /// The nodes' delegates.
     pub nodes: Nodes,
+    /// Where new things may go.
+    pub placement: Placement,
     /// Opens the CHAP secrets.
     pub sealer: Sealer,
     /// Concurrency and times.
@@ -85,6 +89,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let mut helpers = JoinSet::new();
     helpers.spawn(listen(context.clone()));
     helpers.spawn(announce(context.clone()));
+    helpers.spawn(context.placement.clone().watch());
     if context.settings.concurrency > 0 {
         helpers.spawn(sweeper::run(context.clone()));
     }
@@ -145,7 +150,7 @@ async fn give_back(context: &Context) -> db::Result<()> {
     db::workflows::notify(&mut conn).await
 }
 
-/// Turns notifications of other gateways into wake-ups here.
+/// Turns notifications of other gateways, and of the operator, into wake-ups here.
 async fn listen(context: Arc<Context>) {
     loop {
         if let Err(error) = listen_once(&context).await {
@@ -159,11 +164,15 @@ async fn listen_once(context: &Context) -> db::Result<()> {
     use futures_util::StreamExt;
     let mut conn = db::connect(&context.database_url).await?;
     db::workflows::listen(&mut conn).await?;
+    db::nodes::listen(&mut conn).await?;
+    context.placement.changed();
     context.wake.here.notify_one();
     let mut notifications = std::pin::pin!(conn.notifications_stream());
     while let Some(notification) = notifications.next().await {
-        notification?;
-        context.wake.here.notify_one();
+        match notification?.channel.as_str() {
+            db::nodes::CHANNEL => context.placement.changed(),
+            _ => context.wake.here.notify_one(),
+        }
     }
     Ok(())
 }

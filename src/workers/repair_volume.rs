@@ -1,5 +1,6 @@
 //! Makes the nodes match the rows again for one volume, after something changed behind our back: a tgtd that died and forgot
-//! its targets, a machine that was restarted and lost its disks, an export that nobody has a use for.
+//! its targets, a machine that was restarted and lost its disks, an export that nobody has a use for, a disk or a log-in that is
+//! left of an attachment which is over.
 //!
 //! The sweeper enqueues it. It looks at the rows itself when it runs, in the volume's own order of workflows, so that what
 //! the sweeper saw may be out of date without harm. It does not insist: what it cannot mend now the sweeper sees again.
@@ -10,6 +11,7 @@ use super::attach_volume::Way;
 use super::create_volume;
 use super::engine::{OnFailure, Run, StepError, Workflow};
 use crate::db::{self, Conn, attachments, workflows};
+use crate::delegate::{Detach, DiskSpec, MachineRef};
 use crate::ids::VolumeId;
 use crate::state::{AttachmentState, InstanceState, VolumeState};
 
@@ -18,6 +20,19 @@ const KIND: &str = "repair_volume";
 #[derive(Serialize, Deserialize)]
 pub(super) struct RepairVolume {
     volume: VolumeId,
+    #[serde(default)]
+    leftovers: Vec<Leftover>,
+}
+
+/// What a hypervisor node has of an attachment that is over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Leftover {
+    /// The node.
+    pub(super) node: String,
+    /// The target's name.
+    pub(super) iqn: String,
+    /// The machine that has it as a disk; none when only the node is logged in.
+    pub(super) machine: Option<MachineRef>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -26,8 +41,8 @@ pub(super) enum Step {
 }
 
 /// Enqueues a repair, unless one is waiting already.
-pub(super) async fn enqueue(conn: &mut Conn, volume: &VolumeId) -> db::Result<bool> {
-    let params = serde_json::json!({ "volume": volume });
+pub(super) async fn enqueue(conn: &mut Conn, volume: &VolumeId, leftovers: &[Leftover]) -> db::Result<bool> {
+    let params = serde_json::json!({ "volume": volume, "leftovers": leftovers });
     workflows::enqueue_if_idle(conn, KIND, &format!("repair {volume}"), volume, &params).await
 }
 
@@ -38,10 +53,17 @@ impl Workflow for RepairVolume {
 
     async fn run(&self, run: &Run<'_>, step: Step) -> Result<(), StepError> {
         match step {
-            Step::Mend => mend(run, &self.volume).await.map_err(|error| match error {
-                StepError::Retry(reason) | StepError::Wait(reason) => StepError::Fail(reason),
-                other => other,
-            }),
+            Step::Mend => {
+                let mut done = Ok(());
+                // What is left over may be in the way of what shall be; what cannot be taken back must not keep the rest broken.
+                for leftover in &self.leftovers {
+                    done = done.and(take_back(run, &self.volume, leftover).await);
+                }
+                mend(run, &self.volume).await.and(done).map_err(|error| match error {
+                    StepError::Retry(reason) | StepError::Wait(reason) => StepError::Fail(reason),
+                    other => other,
+                })
+            }
         }
     }
 
@@ -73,12 +95,33 @@ async fn mend(run: &Run<'_>, volume: &VolumeId) -> Result<(), StepError> {
         if attachment.state != AttachmentState::Attached {
             continue;
         }
-        let way = Way::find(run, attachment.id).await?;
+        let mut way = Way::find(run, attachment.id).await?;
+        let running = ends.instance_state == InstanceState::Running;
+        if running {
+            way.follow_initiator(run).await?;
+        }
         let portal = way.export(run).await?;
-        if ends.instance_state == InstanceState::Running {
+        if running {
             way.connect(run, portal).await?;
             way.attach(run).await?;
         }
     }
     Ok(())
+}
+
+/// Takes back what a node has of an attachment that is over. Its owner was told that it is, and may have given the volume to
+/// another machine: a guest that does not let go is not waited for. An attachment that is not over keeps what it has.
+async fn take_back(run: &Run<'_>, volume: &VolumeId, leftover: &Leftover) -> Result<(), StepError> {
+    let row = attachments::find_by_iqn(&mut *run.conn().await?, volume, &leftover.iqn).await?;
+    let Some(row) = row.filter(|row| row.state == AttachmentState::Detached) else { return Ok(()) };
+    let hypervisor = run.context.nodes.hypervisor(&leftover.node)?;
+    let machine = leftover.machine.clone().unwrap_or_else(MachineRef::nobody);
+    let disk = DiskSpec { volume: row.volume_id, iqn: row.iqn, machine, device: row.device };
+    if leftover.machine.is_some()
+        && hypervisor.ensure_detached(run.generation, &disk, false).await? == Detach::Busy
+        && hypervisor.ensure_detached(run.generation, &disk, true).await? == Detach::Busy
+    {
+        return Err(StepError::Wait("the guest holds on to a disk that is its no more".into()));
+    }
+    Ok(hypervisor.ensure_disconnected(run.generation, &disk).await?)
 }

@@ -1,21 +1,25 @@
-//! The sweeper: compares what the nodes report with what the rows say, learns of machines, and enqueues repairs.
+//! The sweeper: compares what the nodes report with what the rows say, learns of nodes and machines, and enqueues repairs.
 //!
 //! [`plan`] is pure. The executor looks at the nodes first and at the rows afterwards, so that what was being changed
 //! meanwhile shows as a live workflow, and is left alone. Nothing here touches a node: a repair runs as a workflow of its
 //! volume, in order with the others, and looks again.
+//!
+//! A disk or a log-in that no attachment has is taken back only if its target's name was made for an attachment of ours that is
+//! over. Another name, however much it looks like one of ours, may be that of another vbs with the same nodes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::DateTime;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
-use super::{Context, repair_volume};
+use super::repair_volume::{self, Leftover};
+use super::{Context, engine};
 use crate::db::attachments::Located;
 use crate::db::instances::Instance;
-use crate::db::{self, attachments, instances, volumes, workflows};
-use crate::delegate::{ObservedMachine, StorageObservation, VmmObservation};
+use crate::db::{self, attachments, instances, nodes, volumes, workflows};
+use crate::delegate::{MachineRef, ObservedMachine, StorageObservation, VmmObservation};
 use crate::ids::{InstanceId, VolumeId};
 use crate::state::InstanceState;
 
@@ -42,17 +46,23 @@ pub(super) async fn run(context: Arc<Context>) {
     }
 }
 
-/// What the nodes reported; a node that did not is missing.
+/// What the nodes reported, and why those that did not are missing.
 #[derive(Debug, Default)]
 struct Observed {
     storage: BTreeMap<String, StorageObservation>,
     hypervisors: BTreeMap<String, VmmObservation>,
+    silent: BTreeMap<String, String>,
 }
 
 /// One round.
 pub async fn sweep(context: &Context) -> db::Result<()> {
     let observed = observe(context).await;
     let mut conn = context.pool.get().await?;
+    let every_s = i32::try_from(context.settings.sweep_s).unwrap_or(i32::MAX);
+    // As with machines, below: what one node reports must not keep the others from being mended.
+    if let Err(error) = nodes::record(&mut conn, &seen(context, &observed), every_s).await {
+        warn!(%error, "what the nodes reported could not be recorded");
+    }
     for (node, report) in &observed.hypervisors {
         // One node that reports nonsense must not keep the others from being mended.
         if let Err(error) = learn_machines(context, &mut conn, node, report).await {
@@ -63,11 +73,15 @@ pub async fn sweep(context: &Context) -> db::Result<()> {
     let exported = observed.storage.values().flat_map(|report| &report.exports).map(|export| export.volume.clone());
     let wanted = attachments::live_volumes(&mut conn).await?;
     let unwanted = exported.filter(|volume| !wanted.contains(volume)).collect();
+    let leftovers = leftovers(&mut conn, &attached, &observed).await?;
+    let mut repairs = plan(&attached, &observed, unwanted);
+    repairs.extend(leftovers.keys().cloned());
     let mut enqueued = false;
-    for volume in plan(&attached, &observed, unwanted) {
+    for volume in repairs {
         let known = volumes::find(&mut conn, &volume).await?.is_some();
-        if known && !workflows::any_live_of_volume(&mut conn, &volume).await? {
-            enqueued |= repair_volume::enqueue(&mut conn, &volume).await?;
+        if known && !workflows::any_changing(&mut conn, &volume).await? {
+            let leftovers = leftovers.get(&volume).map_or(&[][..], Vec::as_slice);
+            enqueued |= repair_volume::enqueue(&mut conn, &volume, leftovers).await?;
             info!(%volume, "the nodes do not match the rows: repair");
         }
     }
@@ -92,22 +106,97 @@ async fn observe(context: &Context) -> Observed {
         .map(async |(name, node)| (name, tokio::time::timeout(OBSERVE_TIMEOUT, node.delegate.observe()).await));
     let (storage, hypervisors) =
         tokio::join!(futures_util::future::join_all(storage), futures_util::future::join_all(hypervisors));
-    Observed {
-        storage: storage.into_iter().filter_map(|(name, report)| reported(name, report)).collect(),
-        hypervisors: hypervisors.into_iter().filter_map(|(name, report)| reported(name, report)).collect(),
-    }
+    let mut observed = Observed::default();
+    observed.storage = sort_out(storage, &mut observed.silent);
+    observed.hypervisors = sort_out(hypervisors, &mut observed.silent);
+    observed
 }
 
-fn reported<T>(
-    name: &str,
-    report: Result<crate::delegate::Result<T>, tokio::time::error::Elapsed>,
-) -> Option<(String, T)> {
-    match report {
-        Ok(Ok(report)) => return Some((name.to_owned(), report)),
-        Ok(Err(error)) => warn!(node = name, %error, "does not report"),
-        Err(_) => warn!(node = name, "does not report in time"),
+type Report<T> = Result<crate::delegate::Result<T>, tokio::time::error::Elapsed>;
+
+/// Those that reported; why the others did not goes to `silent`.
+fn sort_out<T>(reports: Vec<(&String, Report<T>)>, silent: &mut BTreeMap<String, String>) -> BTreeMap<String, T> {
+    let mut reported = BTreeMap::new();
+    for (name, report) in reports {
+        let error = match report {
+            Ok(Ok(report)) => {
+                reported.insert(name.clone(), report);
+                continue;
+            }
+            Ok(Err(error)) => engine::legible(&error.message),
+            Err(_) => format!("no answer within {} s", OBSERVE_TIMEOUT.as_secs()),
+        };
+        warn!(node = name, error, "does not report");
+        silent.insert(name.clone(), error);
     }
-    None
+    reported
+}
+
+/// What is recorded of the nodes.
+fn seen(context: &Context, observed: &Observed) -> Vec<nodes::Seen> {
+    let drivers = |names: &[String]| engine::legible(&names.join(", "));
+    let bytes = |bytes: u64| Some(i64::try_from(bytes).unwrap_or(i64::MAX));
+    let nothing = |name: &str, kind, zone: &str| nodes::Seen {
+        name: name.to_owned(),
+        kind,
+        zone: zone.to_owned(),
+        drivers: String::new(),
+        capacity_bytes: None,
+        free_bytes: None,
+        sparse: false,
+        error: observed.silent.get(name).cloned(),
+    };
+    let storage = context.nodes.volume.iter().map(|(name, node)| {
+        let nothing = nothing(name, nodes::STORAGE, &node.zone);
+        observed.storage.get(name).map_or(nothing.clone(), |report| nodes::Seen {
+            drivers: drivers(&report.drivers),
+            capacity_bytes: bytes(report.capacity_bytes),
+            free_bytes: bytes(report.free_bytes),
+            sparse: report.sparse,
+            ..nothing
+        })
+    });
+    let hypervisors = context.nodes.vmm.iter().map(|(name, node)| {
+        let nothing = nothing(name, nodes::HYPERVISOR, &node.zone);
+        let drivers = observed.hypervisors.get(name).map(|report| drivers(&report.drivers)).unwrap_or_default();
+        nodes::Seen { drivers, ..nothing }
+    });
+    storage.chain(hypervisors).collect()
+}
+
+/// The disks and log-ins that hypervisor nodes have of attachments which are over, by volume.
+async fn leftovers(
+    conn: &mut db::Conn,
+    attached: &[Located],
+    observed: &Observed,
+) -> db::Result<BTreeMap<VolumeId, Vec<Leftover>>> {
+    let wanted: BTreeSet<&str> = attached.iter().map(|(attachment, _)| attachment.iqn.as_str()).collect();
+    let mut found = Vec::new();
+    for (node, report) in &observed.hypervisors {
+        let mut add = |volume: &VolumeId, iqn: &String, machine: Option<MachineRef>| {
+            if !wanted.contains(iqn.as_str()) {
+                found.push((volume.clone(), Leftover { node: node.clone(), iqn: iqn.clone(), machine }));
+            }
+        };
+        for session in &report.sessions {
+            add(&session.volume, &session.iqn, None);
+        }
+        for machine in &report.machines {
+            let meant = MachineRef { name: machine.name.clone(), uuid: machine.uuid.clone() };
+            machine.disks.iter().for_each(|disk| add(&disk.volume, &disk.iqn, Some(meant.clone())));
+        }
+    }
+    let iqns: Vec<&str> = found.iter().map(|(_, leftover)| leftover.iqn.as_str()).collect();
+    let ended = if iqns.is_empty() { Vec::new() } else { attachments::ended(conn, &iqns).await? };
+    let mut over: BTreeMap<VolumeId, Vec<Leftover>> = BTreeMap::new();
+    for (volume, leftover) in found {
+        if ended.iter().any(|(iqn, of)| *iqn == leftover.iqn && *of == volume) {
+            over.entry(volume).or_default().push(leftover);
+        } else {
+            debug!(%volume, ?leftover, "is no attachment's, and none of ours that is over: it is left alone");
+        }
+    }
+    Ok(over)
 }
 
 /// The volumes to repair: attached ones whose export or disk is missing, and exports without an attachment.
@@ -146,8 +235,12 @@ async fn learn_machines(
     let known = instances::of_node(conn, node_name).await?;
     for machine in report.machines.iter().filter(|machine| is_legible(machine)) {
         let before = known.iter().find(|instance| instance.machine_uuid == machine.uuid);
+        let launched_at = DateTime::from_timestamp(machine.started_at, 0).unwrap_or_default();
         let initiator_iqn = match before {
-            Some(before) if before.machine == machine.name => before.initiator_iqn.clone(),
+            // Neither a machine nor its node is renamed while the machine runs.
+            Some(before) if before.machine == machine.name && before.launched_at == launched_at => {
+                before.initiator_iqn.clone()
+            }
             _ => match node.delegate.initiator_iqn(&machine.name).await {
                 Ok(iqn) => iqn,
                 Err(error) => {
@@ -167,7 +260,7 @@ async fn learn_machines(
             initiator_iqn,
             vcpus: i32::try_from(machine.vcpus).unwrap_or(i32::MAX),
             memory_mib: i64::try_from(machine.memory_mib).unwrap_or(i64::MAX),
-            launched_at: DateTime::from_timestamp(machine.started_at, 0).unwrap_or_default(),
+            launched_at,
         };
         match before {
             None => instances::create(conn, &now).await?,

@@ -203,29 +203,3 @@ async fn a_volume_detached_while_it_is_attached_comes_back() {
     cloud.volume_becomes(&volume, "gone").await;
     walk::nothing_is_left(&cloud).await;
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn exports_that_a_node_forgot_and_disks_that_a_machine_lost_are_put_back() {
-    let cloud = Cloud::start_with(IMPATIENT).await;
-    let volume = cloud.volume().await;
-    let id = VolumeId::parse(&volume).unwrap();
-    cloud.attach(&volume, &cloud.instances().await[0], "/dev/sdf").await;
-    let exported = async || {
-        let report = cloud.context.nodes.storage("storage-a").unwrap().observe().await.unwrap();
-        report.exports.iter().any(|export| export.volume == id && export.whole)
-    };
-    cloud.sim.forget_exports("storage-a");
-    cloud.until("exported again", exported).await;
-    cloud.sim.stop_machine("vm-1");
-    cloud
-        .until("known to be stopped", async || {
-            let all = db::instances::list(&mut cloud.pool.get().await.unwrap()).await.unwrap();
-            all.iter().any(|one| one.machine == "vm-1" && one.state.to_string() == "stopped")
-        })
-        .await;
-    assert_eq!(cloud.attachment_state(&volume).await.as_deref(), Some("attached"));
-    let instances = cloud.instances().await;
-    cloud.sim.start_machine("vm-1");
-    cloud.until("plugged in again", async || cloud.sim.guest_writes("vm-1", &id).is_some()).await;
-    assert_eq!(cloud.instances().await, instances, "the machine got another id");
-}

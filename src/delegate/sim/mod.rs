@@ -33,9 +33,15 @@ pub struct SimCloud(Arc<Mutex<State>>);
 struct State {
     storages: BTreeMap<String, StorageNode>,
     vmms: BTreeMap<String, BTreeMap<String, Machine>>,
+    /// See [`SimCloud::let_nodes_log_in`].
+    nodes_log_in: bool,
+    /// Log-ins of hypervisor nodes that no machine's disk is, by node and target.
+    left: BTreeMap<(String, String), LogIn>,
     faults: Vec<Fault>,
     calls: HashMap<&'static str, u64>,
     snapshot_method: SnapshotMethod,
+    /// See [`SimCloud::copy_in_background`].
+    copied_a_call: Option<u8>,
     latency: Duration,
     writes: u64,
 }
@@ -45,9 +51,12 @@ impl Default for State {
         Self {
             storages: BTreeMap::new(),
             vmms: BTreeMap::new(),
+            nodes_log_in: false,
+            left: BTreeMap::new(),
             faults: Vec::new(),
             calls: HashMap::new(),
             snapshot_method: SnapshotMethod::Copy,
+            copied_a_call: None,
             latency: LATENCY,
             writes: 0,
         }
@@ -59,7 +68,17 @@ struct StorageNode {
     capacity_bytes: u64,
     volumes: BTreeMap<VolumeId, Content>,
     snapshots: BTreeMap<SnapshotId, Content>,
+    /// Snapshots that are cut and still lean on their volume.
+    copies: BTreeMap<SnapshotId, Copying>,
     exports: BTreeMap<String, ExportSpec>,
+}
+
+/// A snapshot that is being copied out.
+struct Copying {
+    of: VolumeId,
+    content: Content,
+    progress: u8,
+    overflowed: bool,
 }
 
 /// The bytes of a volume or a snapshot.
@@ -92,6 +111,12 @@ struct Disk {
     iqn: String,
     initiator: String,
     attached: bool,
+}
+
+/// A log-in of a hypervisor node.
+struct LogIn {
+    volume: VolumeId,
+    initiator: String,
 }
 
 impl SimCloud {
@@ -138,6 +163,26 @@ impl SimCloud {
         self.state().snapshot_method = method;
     }
 
+    /// From now on a snapshot is cut at one instant and then copied, as with thick logical volumes: each time it is asked for
+    /// after the cut, so many per cent more are done. With 0 all copies stand still.
+    pub fn copy_in_background(&self, percent_a_call: u8) {
+        let mut state = self.state();
+        state.snapshot_method = SnapshotMethod::Atomic;
+        state.copied_a_call = Some(percent_a_call);
+    }
+
+    /// Lets what keeps the snapshots that are being copied overflow: their bytes are lost.
+    pub fn overflow(&self) {
+        let mut state = self.state();
+        let copies = state.storages.values_mut().flat_map(|node| node.copies.values_mut());
+        copies.for_each(|copy| copy.overflowed = true);
+    }
+
+    /// How many snapshots are being copied, those that overflowed included.
+    pub fn copies(&self) -> usize {
+        self.state().storages.values().map(|node| node.copies.len()).sum()
+    }
+
     /// Sets what each call takes.
     pub fn set_latency(&self, latency: Duration) {
         self.state().latency = latency;
@@ -177,12 +222,48 @@ impl SimCloud {
         }
     }
 
-    /// Powers a machine off: its disks, its log-ins and its pause are gone.
-    pub fn stop_machine(&self, machine: &str) {
+    /// From now on the initiator is the hypervisor node's and no machine's, as with Xen and open-iscsi: a log-in outlives the
+    /// machine that it was made for.
+    pub fn let_nodes_log_in(&self) {
+        self.state().nodes_log_in = true;
+    }
+
+    /// Leaves a hypervisor node logged in to a target, as a delegate does that said it had logged out.
+    pub fn leave_log_in(&self, node: &str, volume: &VolumeId, iqn: &str) {
+        let log_in = LogIn { volume: volume.clone(), initiator: vmm::initiator_of(node) };
+        self.state().left.insert((node.to_owned(), iqn.to_owned()), log_in);
+    }
+
+    /// Leaves a machine with a disk, as a delegate does that said it had taken it away.
+    pub fn leave_disk(&self, machine: &str, volume: &VolumeId, iqn: &str) {
+        let disk = Disk { iqn: iqn.to_owned(), initiator: vmm::initiator_of(machine), attached: true };
         if let Some((_, machine)) = self.state().machine(machine) {
-            machine.running = false;
-            machine.pauses.clear();
-            machine.disks.clear();
+            machine.disks.insert(volume.clone(), disk);
+        }
+    }
+
+    /// Powers a machine off: its disks, its own log-ins and its pause are gone.
+    pub fn stop_machine(&self, machine: &str) {
+        let mut state = self.state();
+        let nodes_log_in = state.nodes_log_in;
+        let Some((node, machine)) = state.machine(machine) else { return };
+        machine.running = false;
+        machine.pauses.clear();
+        let disks = std::mem::take(&mut machine.disks);
+        if nodes_log_in {
+            let kept = disks
+                .into_iter()
+                .map(|(volume, disk)| ((node.clone(), disk.iqn), LogIn { volume, initiator: disk.initiator }));
+            state.left.extend(kept);
+        }
+    }
+
+    /// Restarts a machine under another name.
+    pub fn rename_machine(&self, machine: &str, name: &str) {
+        for machines in self.state().vmms.values_mut() {
+            if let Some(found) = machines.remove(machine) {
+                machines.insert(name.to_owned(), Machine { uuid: found.uuid, ..Machine::start("", name) });
+            }
         }
     }
 
@@ -261,7 +342,10 @@ impl State {
     /// Who is logged in to a target.
     fn sessions(&self, iqn: &str) -> Vec<String> {
         let disks = self.vmms.values().flat_map(BTreeMap::values).flat_map(|machine| machine.disks.values());
-        disks.filter(|disk| disk.iqn == iqn).map(|disk| disk.initiator.clone()).collect()
+        let disks = disks.filter(|disk| disk.iqn == iqn).map(|disk| disk.initiator.clone());
+        let left =
+            self.left.iter().filter(|((_, target), _)| target == iqn).map(|(_, log_in)| log_in.initiator.clone());
+        disks.chain(left).collect()
     }
 
     /// Whether a guest could write to the volume at this moment.

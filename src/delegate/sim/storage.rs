@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 
-use super::{Content, SimCloud, State, StorageNode};
+use super::{Content, Copying, SimCloud, State, StorageNode};
 use crate::delegate::target;
 use crate::delegate::{
     DelegateError, ExportSpec, Generation, Growth, ObservedExport, Portal, Result, SnapshotMethod, SnapshotReport,
@@ -71,15 +71,38 @@ impl StorageNode {
         Ok(())
     }
 
-    fn ensure_snapshot(&mut self, spec: &SnapshotSpec, torn: bool) -> Result<SnapshotReport> {
-        if !self.snapshots.contains_key(&spec.snapshot) {
-            let of = *self.volumes.get(&spec.volume).ok_or_else(|| missing(&spec.volume))?;
-            self.snapshots.insert(spec.snapshot.clone(), Content { torn: of.torn || torn, ..of });
+    fn ensure_snapshot(&mut self, spec: &SnapshotSpec, torn: bool, copied: Option<u8>) -> Result<SnapshotReport> {
+        let id = &spec.snapshot;
+        if let Some(content) = self.snapshots.get(id) {
+            return Ok(report(content, 100));
         }
-        let content = self.snapshots[&spec.snapshot];
-        let data_bytes = if content.token == 0 { 0 } else { SOME_DATA.min(content.size_bytes) };
-        Ok(SnapshotReport { size_bytes: content.size_bytes, data_bytes, progress: 100 })
+        if let Some(copy) = self.copies.get_mut(id) {
+            if copy.overflowed {
+                return Err(DelegateError::fatal(format!("what keeps {id} has overflowed")));
+            }
+            copy.progress = copy.progress.saturating_add(copied.unwrap_or(100)).min(100);
+            let (content, progress) = (copy.content, copy.progress);
+            if progress == 100 {
+                self.copies.remove(id);
+                self.snapshots.insert(id.clone(), content);
+            }
+            return Ok(report(&content, progress));
+        }
+        let of = *self.volumes.get(&spec.volume).ok_or_else(|| missing(&spec.volume))?;
+        let content = Content { torn: of.torn || torn, ..of };
+        if copied.is_some() {
+            let copy = Copying { of: spec.volume.clone(), content, progress: 0, overflowed: false };
+            self.copies.insert(id.clone(), copy);
+            return Ok(report(&content, 0));
+        }
+        self.snapshots.insert(id.clone(), content);
+        Ok(report(&content, 100))
     }
+}
+
+fn report(content: &Content, progress: u8) -> SnapshotReport {
+    let data_bytes = if content.token == 0 { 0 } else { SOME_DATA.min(content.size_bytes) };
+    SnapshotReport { size_bytes: content.size_bytes, data_bytes, progress }
 }
 
 #[async_trait]
@@ -98,6 +121,8 @@ impl VolumeDelegate for SimStorage {
                 return Err(DelegateError::retry(format!("{volume} is still exported as {}", export.iqn)));
             }
             node.volumes.remove(volume);
+            // What is not copied yet goes with its origin, as with LVM.
+            node.copies.retain(|_, copy| copy.of != *volume);
             Ok(())
         };
         self.on_node("ensure_no_volume", remove).await
@@ -106,7 +131,8 @@ impl VolumeDelegate for SimStorage {
     async fn ensure_snapshot(&self, _: Generation, spec: &SnapshotSpec) -> Result<SnapshotReport> {
         let take = |state: &mut State| {
             let torn = state.snapshot_method == SnapshotMethod::Copy && state.is_live(&spec.volume);
-            node(state, &self.node)?.ensure_snapshot(spec, torn)
+            let copied = state.copied_a_call;
+            node(state, &self.node)?.ensure_snapshot(spec, torn, copied)
         };
         self.cloud.call("ensure_snapshot", take).await
     }
@@ -124,6 +150,7 @@ impl VolumeDelegate for SimStorage {
     async fn ensure_no_snapshot(&self, _: Generation, spec: &SnapshotSpec) -> Result<()> {
         let remove = |node: &mut StorageNode| {
             node.snapshots.remove(&spec.snapshot);
+            node.copies.remove(&spec.snapshot);
             Ok(())
         };
         self.on_node("ensure_no_snapshot", remove).await
@@ -170,6 +197,7 @@ impl VolumeDelegate for SimStorage {
                 exports: exports.collect(),
                 capacity_bytes: node.capacity_bytes,
                 free_bytes: node.free_bytes(),
+                sparse: false,
                 drivers: vec!["sim".into()],
             })
         };

@@ -1,4 +1,4 @@
-//! The simulated hypervisor node. As with QEMU, the initiator is a part of the machine.
+//! The simulated hypervisor node. As with QEMU, the initiator is a part of the machine, unless the cloud is told otherwise.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use super::{Disk, Machine, Rest, SimCloud, State};
 use crate::delegate::{
     ConnectSpec, DelegateError, Detach, DiskSpec, ErrorKind, Generation, Growth, MachineRef, ObservedDisk,
-    ObservedMachine, Pause, PauseSpec, Result, VmmDelegate, VmmObservation,
+    ObservedMachine, ObservedSession, Pause, PauseSpec, Result, VmmDelegate, VmmObservation,
 };
 use crate::ids::{SnapshotId, VolumeId};
 
@@ -43,8 +43,8 @@ fn find<'a>(state: &'a mut State, node: &str, meant: &MachineRef) -> Result<&'a 
     }
 }
 
-/// The name that a machine's initiator logs in with.
-fn initiator_of(machine: &str) -> String {
+/// The name that the initiator of a machine, or of a node, logs in with.
+pub(super) fn initiator_of(machine: &str) -> String {
     let allowed = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c.to_ascii_lowercase() } else { '-' };
     format!("iqn.2026-01.sim:{}", machine.chars().map(allowed).collect::<String>())
 }
@@ -77,19 +77,22 @@ fn log_in(state: &State, spec: &ConnectSpec, initiator: &str) -> Result<()> {
 #[async_trait]
 impl VmmDelegate for SimVmm {
     async fn initiator_iqn(&self, machine: &str) -> Result<String> {
-        self.cloud.call("initiator_iqn", |_| Ok(initiator_of(machine))).await
+        let name = |state: &mut State| Ok(initiator_of(if state.nodes_log_in { &self.node } else { machine }));
+        self.cloud.call("initiator_iqn", name).await
     }
 
     async fn ensure_connected(&self, _: Generation, spec: &ConnectSpec) -> Result<()> {
         let connect = |state: &mut State| {
-            let initiator = initiator_of(&spec.machine.name);
+            let initiator = initiator_of(if state.nodes_log_in { &self.node } else { &spec.machine.name });
             let machine = find(state, &self.node, &spec.machine)?;
             match machine.disks.get(&spec.export.volume) {
                 Some(disk) if disk.iqn == spec.export.iqn => return Ok(()),
                 Some(disk) => return Err(DelegateError::retry(format!("still logged in to {}", disk.iqn))),
                 None => {}
             }
-            log_in(state, spec, &initiator)?;
+            if state.left.remove(&(self.node.clone(), spec.export.iqn.clone())).is_none() {
+                log_in(state, spec, &initiator)?;
+            }
             let disk = Disk { iqn: spec.export.iqn.clone(), initiator, attached: false };
             let machine = find(state, &self.node, &spec.machine)?;
             machine.disks.insert(spec.export.volume.clone(), disk);
@@ -99,15 +102,17 @@ impl VmmDelegate for SimVmm {
     }
 
     async fn ensure_disconnected(&self, _: Generation, spec: &DiskSpec) -> Result<()> {
-        let disconnect = |machine: Option<&mut Machine>| {
-            let Some(machine) = machine else { return Ok(()) };
-            if machine.disks.get(&spec.volume).is_some_and(|disk| disk.attached) {
+        let disconnect = |state: &mut State| {
+            state.left.remove(&(self.node.clone(), spec.iqn.clone()));
+            let Ok(machine) = find(state, &self.node, &spec.machine) else { return Ok(()) };
+            let Some(disk) = machine.disks.get(&spec.volume).filter(|disk| disk.iqn == spec.iqn) else { return Ok(()) };
+            if disk.attached {
                 return Err(DelegateError::retry(format!("{} still has {}", spec.machine.name, spec.volume)));
             }
             machine.disks.remove(&spec.volume);
             Ok(())
         };
-        self.on_machine("ensure_disconnected", &spec.machine, disconnect).await
+        self.cloud.call("ensure_disconnected", disconnect).await
     }
 
     async fn ensure_attached(&self, _: Generation, spec: &DiskSpec) -> Result<()> {
@@ -125,7 +130,7 @@ impl VmmDelegate for SimVmm {
         let detach = |machine: Option<&mut Machine>| {
             let Some(machine) = machine else { return Ok(Detach::Gone) };
             let held = machine.holds_on || machine.is_paused();
-            match machine.disks.get_mut(&spec.volume).filter(|disk| disk.attached) {
+            match machine.disks.get_mut(&spec.volume).filter(|disk| disk.attached && disk.iqn == spec.iqn) {
                 Some(_) if held && !force => Ok(Detach::Busy),
                 Some(disk) => {
                     disk.attached = false;
@@ -178,6 +183,10 @@ impl VmmDelegate for SimVmm {
 
     async fn observe(&self) -> Result<VmmObservation> {
         let observe = |state: &mut State| {
+            let left = state.left.iter().filter(|((node, _), _)| *node == self.node);
+            let sessions = left
+                .map(|((_, iqn), log_in)| ObservedSession { volume: log_in.volume.clone(), iqn: iqn.clone() })
+                .collect();
             let machines = state.vmms.get(&self.node).into_iter().flatten();
             let machines = machines.map(|(name, machine)| ObservedMachine {
                 name: name.clone(),
@@ -197,7 +206,7 @@ impl VmmDelegate for SimVmm {
                     })
                     .collect(),
             });
-            Ok(VmmObservation { machines: machines.collect(), sessions: Vec::new(), drivers: vec!["sim".into()] })
+            Ok(VmmObservation { machines: machines.collect(), sessions, drivers: vec!["sim".into()] })
         };
         self.cloud.call("observe_vmm", observe).await
     }

@@ -59,6 +59,10 @@ impl VolumeDriver for FileDriver {
         self.files.method()
     }
 
+    fn is_sparse(&self) -> bool {
+        true
+    }
+
     fn path(&self, volume: &VolumeId) -> PathBuf {
         self.files.path(volume)
     }

@@ -95,6 +95,7 @@ impl VolumeDelegate for LocalStorage {
             exports: self.target.exports(&self.path()).await?,
             capacity_bytes: contents.capacity_bytes,
             free_bytes: contents.free_bytes,
+            sparse: self.volumes.is_sparse(),
             drivers: vec![self.volumes.name().into(), self.target.name().into()],
         })
     }

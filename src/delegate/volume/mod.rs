@@ -19,6 +19,11 @@ pub trait VolumeDriver: Send + Sync {
     /// How an operator names it.
     fn name(&self) -> &'static str;
 
+    /// See [`super::StorageObservation::sparse`].
+    fn is_sparse(&self) -> bool {
+        false
+    }
+
     /// How snapshots are taken.
     fn snapshot_method(&self) -> SnapshotMethod;
 

@@ -134,6 +134,12 @@ impl Cloud {
         .await;
     }
 
+    /// Lets the sweeper look at everything, and waits until what it has set off is done.
+    pub async fn sweep(&self) {
+        vbs::workers::sweeper::sweep(&self.context).await.unwrap();
+        self.settle().await;
+    }
+
     /// Waits until a condition holds.
     pub async fn until(&self, what: &str, condition: impl AsyncFn() -> bool) {
         let waiting = async {

@@ -40,12 +40,15 @@ pub async fn whole_life(cloud: &Cloud) {
 /// No workflow is live, and the nodes have nothing of ours.
 pub async fn nothing_is_left(cloud: &Cloud) {
     cloud.settle().await;
+    assert_eq!(cloud.sim.copies(), 0, "a snapshot is still being copied");
     for (name, node) in &cloud.context.nodes.volume {
         let report = node.delegate.observe().await.unwrap();
         assert_eq!((report.volumes, report.snapshots, report.exports), (vec![], vec![], vec![]), "left on {name}");
     }
     for (name, node) in &cloud.context.nodes.vmm {
-        for machine in node.delegate.observe().await.unwrap().machines {
+        let report = node.delegate.observe().await.unwrap();
+        assert_eq!(report.sessions, vec![], "left on {name}");
+        for machine in report.machines {
             assert_eq!((machine.disks, machine.paused), (vec![], false), "left in {} on {name}", machine.name);
         }
     }
