@@ -10,6 +10,9 @@ use async_trait::async_trait;
 use super::{DelegateError, ExportSpec, Growth, ObservedExport, Portal, Result};
 use crate::ids::VolumeId;
 
+pub mod iet;
+pub mod iet_access;
+pub mod iet_proc;
 pub mod lio;
 mod lio_layers;
 mod lio_store;

@@ -11,6 +11,7 @@ use super::VolumeDriver;
 use super::file_driver::FileDriver;
 use crate::config;
 use crate::delegate::target::TargetDriver;
+use crate::delegate::target::iet::Iet;
 use crate::delegate::target::lio::Lio;
 use crate::delegate::target::tgt::Tgt;
 use crate::delegate::{
@@ -36,11 +37,14 @@ impl LocalStorage {
         let target: Box<dyn TargetDriver> = match &config.target {
             config::Target::Tgt(tgt) => Box::new(Tgt::new(tgt.clone())),
             config::Target::Lio(lio) => Box::new(Lio::new(lio)),
-            config::Target::Iet(_) => {
-                return Err(DelegateError::fatal("the target driver is not in this program yet"));
-            }
+            config::Target::Iet(iet) => Box::new(Iet::new(iet.clone())),
         };
-        Ok(Self { volumes, target })
+        Ok(Self::of(volumes, target))
+    }
+
+    /// A node of these drivers.
+    pub fn of(volumes: Box<dyn VolumeDriver>, target: Box<dyn TargetDriver>) -> Self {
+        Self { volumes, target }
     }
 
     fn path(&self) -> impl Fn(&VolumeId) -> PathBuf + Sync + use<'_> {
