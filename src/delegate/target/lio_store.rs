@@ -160,8 +160,9 @@ pub(super) fn end(tree: &dyn Tree, dir: &str) -> Result<()> {
     Ok(())
 }
 
+/// A file's size in bytes; the sectors' is in the same text.
 fn shown_size(info: &str) -> Option<u64> {
-    after(info, "Size:")?.parse().ok()
+    after(info, " Size:")?.parse().ok()
 }
 
 /// The word after a label.

@@ -12,7 +12,9 @@ use vbs::delegate::target::lio_tree::Tree;
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Node {
     /// A directory, and whether it came with the one above it.
-    Dir { made: bool },
+    Dir {
+        made: bool,
+    },
     Setting(String),
     Link(String),
 }
