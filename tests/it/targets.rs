@@ -336,12 +336,30 @@ async fn iet_mends_every_layer_and_takes_nothing_away_under_a_session() {
             keeps_others_out(&ietd, spec);
             ietd.log_out();
             assert_eq!(ietd.log_in(spec), LogIn::Done, "breakage {number}");
-            assert_eq!(driver.ensure_not_exported(&spec.volume).await.unwrap_err().kind, ErrorKind::Retry);
-            assert_eq!(ietd.log_in(spec), LogIn::Done, "a refusal leaves the door as it was");
             ietd.log_out();
             assert_eq!(ietd.state().targets[0].tid, tid, "an initiator finds it again under its number");
         }
     }
+}
+
+#[tokio::test]
+async fn iet_ends_nothing_under_a_session_and_leaves_the_door_as_it_was() {
+    let volume = Volume::new();
+    let (spec, ietd) = (&volume.spec, Ietd::start());
+    let driver = Iet::new(ietd.config());
+    driver.ensure_exported(spec, &volume.path()).await.unwrap();
+    assert_eq!(ietd.log_in(spec), LogIn::Done);
+    for refused in [
+        driver.ensure_not_exported(&spec.volume).await.unwrap_err(),
+        driver.ensure_exported(&export(&spec.volume, HOST, 2), &volume.path()).await.unwrap_err(),
+    ] {
+        assert_eq!(refused.kind, ErrorKind::Retry, "{refused}");
+    }
+    ietd.log_out();
+    assert_eq!(ietd.log_in(spec), LogIn::Done);
+    ietd.log_out();
+    driver.ensure_not_exported(&spec.volume).await.unwrap();
+    assert_eq!(ietd.log_in(spec), LogIn::NotFound);
 }
 
 #[tokio::test]

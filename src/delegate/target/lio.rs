@@ -155,7 +155,7 @@ fn export(tree: &dyn Tree, portal: &str, spec: &ExportSpec, path: &Path) -> Resu
     if right_store {
         wanted.follow_size(tree)?;
     } else {
-        end_stores(tree, &spec.volume)?;
+        stores::end(tree, &spec.volume)?;
         wanted.make(tree)?;
     }
     layers::add(tree, spec, &plan)?;
@@ -176,12 +176,8 @@ fn end_exports(tree: &dyn Tree, volume: &VolumeId) -> Result<Option<DelegateErro
     for target in targets {
         layers::end(tree, &target.iqn)?;
     }
-    end_stores(tree, volume)?;
+    stores::end(tree, volume)?;
     Ok(None)
-}
-
-fn end_stores(tree: &dyn Tree, volume: &VolumeId) -> Result<()> {
-    stores::of_volume(tree, volume)?.iter().try_for_each(|dir| stores::end(tree, dir))
 }
 
 /// The targets of a volume.

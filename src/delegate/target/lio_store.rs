@@ -150,12 +150,14 @@ pub(super) fn volumes(tree: &dyn Tree) -> Result<Vec<VolumeId>> {
     Ok(found)
 }
 
-/// Ends a backstore that no unit leads to; while one does, the kernel refuses.
-pub(super) fn end(tree: &dyn Tree, dir: &str) -> Result<()> {
-    told(dir, "", gone(tree.end(dir)))?;
-    // The last one takes along the directory they share. While there are others the kernel refuses.
-    if let Some((shared, _)) = dir.rsplit_once('/') {
-        let _ = tree.end(shared);
+/// Ends the volume's backstores, which no unit may lead to: while one does, the kernel refuses.
+pub(super) fn end(tree: &dyn Tree, volume: &VolumeId) -> Result<()> {
+    for dir in of_volume(tree, volume)? {
+        told(&dir, "", gone(tree.end(&dir)))?;
+    }
+    for kind in [Kind::Block, Kind::File] {
+        // The last one takes along the directory they share. While there are others the kernel refuses.
+        let _ = tree.end(kind.dir());
     }
     Ok(())
 }
