@@ -30,6 +30,8 @@ mod storage_real;
 mod support;
 #[path = "it/takeover.rs"]
 mod takeover;
+#[path = "it/targets.rs"]
+mod targets;
 #[path = "it/vmm_qemu.rs"]
 mod vmm_qemu;
 #[path = "it/workflows.rs"]

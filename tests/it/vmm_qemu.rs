@@ -14,8 +14,8 @@ use vbs::config;
 use vbs::delegate::vmm::qemu::Qemu;
 use vbs::delegate::vmm::qmp::Qmp;
 use vbs::delegate::{
-    ConnectSpec, Detach, DiskSpec, ErrorKind, ExportSpec, Generation, MachineRef, ObservedMachine, Pause, PauseSpec,
-    Portal, Secret, VmmDelegate,
+    ConnectSpec, Detach, DiskSpec, ErrorKind, ExportSpec, Generation, Growth, MachineRef, ObservedMachine, Pause,
+    PauseSpec, Portal, Secret, VmmDelegate,
 };
 use vbs::dev::console;
 use vbs::dev::guest_image::{self, GuestImage};
@@ -267,6 +267,13 @@ async fn a_disk_comes_is_written_to_and_goes(lab: &Lab) {
     assert!(String::from_utf8(md5).unwrap().starts_with(&sum));
     let disks = lab.observed().await.disks;
     assert_eq!((disks.len(), &disks[0].iqn, disks[0].attached), (1, &export.iqn, true));
+
+    // tgtd goes on showing the size that the file had.
+    std::fs::File::options().write(true).open(&volume.file).unwrap().set_len(2 * SIZE).unwrap();
+    for (size, growth) in [(SIZE, Growth::Online), (2 * SIZE, Growth::AtNextAttach)] {
+        assert_eq!(lab.qemu.ensure_grown(GENERATION, &lab.disk(&export), size).await.unwrap(), growth);
+    }
+    assert_eq!(lab.guest_runs(&format!("blockdev --getsize64 {device}")).await, SIZE.to_string());
 
     let refused = lab.qemu.ensure_disconnected(GENERATION, &lab.disk(&export)).await.unwrap_err();
     assert_eq!(refused.kind, ErrorKind::Retry);

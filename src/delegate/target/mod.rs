@@ -10,6 +10,13 @@ use async_trait::async_trait;
 use super::{DelegateError, ExportSpec, Growth, ObservedExport, Portal, Result};
 use crate::ids::VolumeId;
 
+pub mod iet;
+pub mod iet_access;
+pub mod iet_proc;
+pub mod lio;
+mod lio_layers;
+mod lio_store;
+pub mod lio_tree;
 pub mod tgt;
 pub mod tgt_show;
 
@@ -30,7 +37,7 @@ pub trait TargetDriver: Send + Sync {
     async fn ensure_not_exported(&self, volume: &VolumeId) -> Result<()>;
 
     /// Makes the volume's exports show the size it has grown to, where that can be done under a session.
-    async fn ensure_grown(&self, volume: &VolumeId, size_bytes: u64) -> Result<Growth>;
+    async fn ensure_grown(&self, volume: &VolumeId, path: &Path, size_bytes: u64) -> Result<Growth>;
 
     /// The exports there are of volumes, ours and those that look like it. `path` tells where a volume is.
     async fn exports(&self, path: &PathOf<'_>) -> Result<Vec<ObservedExport>>;

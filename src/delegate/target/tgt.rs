@@ -251,7 +251,7 @@ impl TargetDriver for Tgt {
     }
 
     /// tgtd learns a file's size when the unit is made. When nobody is logged in, the export is made anew at the next attach.
-    async fn ensure_grown(&self, _: &VolumeId, _: u64) -> Result<Growth> {
+    async fn ensure_grown(&self, _: &VolumeId, _: &Path, _: u64) -> Result<Growth> {
         Ok(Growth::AtNextAttach)
     }
 

@@ -44,6 +44,8 @@ pub(super) struct Parts {
     pub(super) session: Option<Session>,
     /// What is under the raw node, when there is one.
     pub(super) disk: Option<Under>,
+    /// The raw node's size in bytes, which is what the guest sees.
+    pub(super) disk_bytes: Option<u64>,
     /// The node of a forced detach.
     pub(super) cut: bool,
     /// The device, be it asked to leave or not.
@@ -55,7 +57,7 @@ pub(super) struct Parts {
 pub(super) struct Session {
     pub(super) iqn: String,
     pub(super) portal: Portal,
-    /// The unit's size in bytes, as the node had it when it was opened.
+    /// The unit's size in bytes, as the node had it when it was opened or resized.
     pub(super) size_bytes: u64,
 }
 
@@ -74,6 +76,7 @@ pub(super) fn parts(names: &Names, nodes: &Value, devices: &Value) -> Parts {
     Parts {
         session: node(&names.serial).and_then(session),
         disk: node(&names.disk).map(under),
+        disk_bytes: node(&names.disk).and_then(|node| node["image"]["virtual-size"].as_u64()),
         cut: node(&names.cut).is_some(),
         device: list(devices).iter().any(|d| d["name"] == names.serial.as_str()),
     }

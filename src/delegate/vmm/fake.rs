@@ -19,6 +19,10 @@ pub(super) struct State {
     pub(super) running: bool,
     /// The devices it has.
     pub(super) devices: Vec<String>,
+    /// Its block nodes.
+    pub(super) nodes: Vec<Value>,
+    /// What the target says that the unit behind them holds, in bytes.
+    pub(super) unit_bytes: u64,
     /// The commands it was given, those that only ask left out.
     pub(super) changes: Vec<String>,
     /// What happens when it is stopped the next time.
@@ -31,8 +35,9 @@ impl Monitor {
         let socket = dir.join(format!("{name}.qmp"));
         let _ = std::fs::remove_file(&socket);
         let listener = UnixListener::bind(socket).unwrap();
-        let (devices, changes) = (Vec::new(), Vec::new());
-        let state = State { uuid: uuid.to_owned(), running: true, devices, changes, on_stop: None };
+        let (devices, nodes, changes) = (Vec::new(), Vec::new(), Vec::new());
+        let uuid = uuid.to_owned();
+        let state = State { uuid, running: true, devices, nodes, unit_bytes: 0, changes, on_stop: None };
         let state = Arc::new(Mutex::new(state));
         let serving = tokio::spawn(serve(listener, Arc::clone(&state)));
         Self { state, serving }
@@ -63,8 +68,9 @@ async fn talk(stream: UnixStream, state: &Mutex<State>) -> std::io::Result<()> {
     let mut line = String::new();
     while stream.read_line(&mut line).await? > 0 {
         let command: Value = serde_json::from_str(&line)?;
-        let answer = state.lock().unwrap().answer(command["execute"].as_str().unwrap_or_default());
-        let answer = format!("{}\n", json!({"return": answer, "id": command["id"]}));
+        let answer = state.lock().unwrap().answer(&command);
+        let (kind, answer) = answer.map_or_else(|e| ("error", e), |answer| ("return", answer));
+        let answer = format!("{}\n", json!({kind: answer, "id": command["id"]}));
         stream.get_mut().write_all(answer.as_bytes()).await?;
         line.clear();
     }
@@ -72,13 +78,24 @@ async fn talk(stream: UnixStream, state: &Mutex<State>) -> std::io::Result<()> {
 }
 
 impl State {
-    fn answer(&mut self, command: &str) -> Value {
+    /// What it returns, or its error.
+    fn answer(&mut self, asked: &Value) -> Result<Value, Value> {
+        let command = asked["execute"].as_str().unwrap_or_default();
         match command {
-            "query-uuid" => return json!({"UUID": self.uuid}),
-            "query-status" => return json!({"running": self.running, "status": "running"}),
-            "query-cpus-fast" => return json!([{}]),
-            "qom-list" => return self.devices.iter().map(|name| json!({"name": name})).collect(),
-            "query-blockstats" => return self.devices.iter().map(|name| stats(name)).collect(),
+            "query-uuid" => return Ok(json!({"UUID": self.uuid})),
+            "query-status" => return Ok(json!({"running": self.running, "status": "running"})),
+            "query-cpus-fast" => return Ok(json!([{}])),
+            "query-named-block-nodes" => return Ok(self.nodes.clone().into()),
+            "qom-list" => return Ok(self.devices.iter().map(|name| json!({"name": name})).collect()),
+            "query-blockstats" => return Ok(self.devices.iter().map(|name| stats(name)).collect()),
+            "block_resize" if asked["arguments"]["size"].as_u64() > Some(self.unit_bytes) => {
+                return Err(json!({"class": "GenericError", "desc": "Cannot grow iSCSI devices"}));
+            }
+            "block_resize" => {
+                for node in &mut self.nodes {
+                    node["image"]["virtual-size"] = self.unit_bytes.into();
+                }
+            }
             "stop" => {
                 self.running = false;
                 if let Some(happens) = self.on_stop.take() {
@@ -91,7 +108,7 @@ impl State {
         if !command.starts_with("query-") && command != "qmp_capabilities" {
             self.changes.push(command.to_owned());
         }
-        json!({})
+        Ok(json!({}))
     }
 }
 

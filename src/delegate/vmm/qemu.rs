@@ -260,9 +260,34 @@ impl VmmDelegate for Qemu {
         }
     }
 
-    /// tgtd shows no new size while somebody is logged in.
-    async fn ensure_grown(&self, _: Generation, _: &DiskSpec, _: u64) -> Result<Growth> {
-        Ok(Growth::AtNextAttach)
+    /// QEMU asks the target for the unit's size only when it is told to resize the node. Then it refuses to go beyond what the
+    /// target says, so that nothing is made up.
+    async fn ensure_grown(&self, _: Generation, spec: &DiskSpec, size_bytes: u64) -> Result<Growth> {
+        let (names, machine) = (Names::of(&spec.volume), &spec.machine.name);
+        let told = |e| error(machine, &e);
+        let turn = self.machines.turn(machine).await?;
+        let mut qmp = match turn.connect(LIMIT).await {
+            Err(QmpError::NotRunning) => return Ok(Growth::AtNextAttach),
+            connected => connected.map_err(told)?,
+        };
+        if !is_meant(&mut qmp, &spec.machine).await.map_err(told)? {
+            return Ok(Growth::AtNextAttach);
+        }
+        let there = parts(&mut qmp, &names).await.map_err(told)?;
+        let Some(session) = there.session.as_ref().filter(|session| session.iqn == spec.iqn) else {
+            return Ok(Growth::AtNextAttach);
+        };
+        if !there.shows(size_bytes) {
+            portal_answers(&session.portal).await?;
+            let under_guest = matches!(there.disk, Some(Under::Target(_)));
+            let node = if under_guest { &names.disk } else { &names.serial };
+            match qmp.execute("block_resize", json!({"node-name": node, "size": size_bytes})).await {
+                Err(e) if e.says("Cannot grow") => return Ok(Growth::AtNextAttach),
+                done => done.map_err(told)?,
+            };
+        }
+        let there = parts(&mut qmp, &names).await.map_err(told)?;
+        Ok(if there.shows(size_bytes) { Growth::Online } else { Growth::AtNextAttach })
     }
 
     async fn ensure_paused(&self, generation: Generation, spec: &PauseSpec) -> Result<()> {
@@ -297,6 +322,12 @@ impl Parts {
     /// Whether the guest has a device through which it can reach the volume.
     fn in_use(&self) -> bool {
         self.device && self.disk != Some(Under::Nothing)
+    }
+
+    /// Whether the guest, or whoever is connected, sees that many bytes.
+    fn shows(&self, size_bytes: u64) -> bool {
+        let shown = self.session.iter().map(|session| session.size_bytes).chain(self.disk_bytes);
+        shown.min().is_some_and(|shown| shown >= size_bytes)
     }
 
     /// Whether the device reaches the volume through the target of another attachment; the disk asked for is gone then.
@@ -495,6 +526,39 @@ mod tests {
         assert_eq!(qemu.ensure_resumed(g, &pause).await.unwrap(), Pause::Broken);
         let asked = |command: &String| command == "qom-list";
         assert!(monitor.state().changes.iter().all(asked), "{:?}", monitor.state().changes);
+    }
+
+    #[tokio::test]
+    async fn a_disk_grows_under_the_guest_as_far_as_its_target_does() {
+        let (dir, uuid) = (tempfile::tempdir().unwrap(), "00000000-0000-4000-8000-000000000001");
+        let monitor = Monitor::start(dir.path(), "vm-1", uuid);
+        let qemu = Qemu::start(&dir.path().join("data"), &settings(dir.path())).await.unwrap();
+        let portal = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let machine = MachineRef { name: "vm-1".into(), uuid: uuid.into() };
+        let disk =
+            DiskSpec { volume: VolumeId::generate(), iqn: "iqn.2026-01.t:v1".into(), machine, device: "-".into() };
+        let grown = async |disk: &DiskSpec, size| qemu.ensure_grown(Generation(1), disk, size).await.unwrap();
+        assert_eq!(grown(&disk, 2048).await, Growth::AtNextAttach, "it is not connected");
+
+        let address = portal.local_addr().unwrap().to_string();
+        let session = json!({"driver": "iscsi", "target": disk.iqn, "portal": address});
+        let raw = json!({"driver": "raw", "file": session});
+        let node = |name: String, options: &Value| json!({"node-name": name, "image": {"virtual-size": 1024, "filename": format!("json:{options}")}});
+        let names = Names::of(&disk.volume);
+        monitor.state().nodes = vec![node(names.serial, &session), node(names.disk, &raw)];
+        monitor.state().unit_bytes = 1024;
+        assert_eq!(grown(&disk, 2048).await, Growth::AtNextAttach, "the target has not grown");
+        monitor.state().unit_bytes = 2048;
+        assert_eq!(grown(&disk, 2048).await, Growth::Online);
+        monitor.state().changes.clear();
+        assert_eq!(grown(&disk, 1024).await, Growth::Online, "it never shrinks");
+        let mut other = disk.clone();
+        other.iqn.push('x');
+        assert_eq!(grown(&other, 2048).await, Growth::AtNextAttach);
+        other = disk.clone();
+        other.machine.uuid = "00000000-0000-4000-8000-000000000002".into();
+        assert_eq!(grown(&other, 2048).await, Growth::AtNextAttach, "another machine");
+        assert!(monitor.state().changes.iter().all(|command| command != "block_resize"));
     }
 
     #[tokio::test]

@@ -11,6 +11,8 @@ use super::VolumeDriver;
 use super::file_driver::FileDriver;
 use crate::config;
 use crate::delegate::target::TargetDriver;
+use crate::delegate::target::iet::Iet;
+use crate::delegate::target::lio::Lio;
 use crate::delegate::target::tgt::Tgt;
 use crate::delegate::{
     DelegateError, ExportSpec, Generation, Growth, Portal, Result, SnapshotMethod, SnapshotReport, SnapshotSpec,
@@ -34,11 +36,15 @@ impl LocalStorage {
         };
         let target: Box<dyn TargetDriver> = match &config.target {
             config::Target::Tgt(tgt) => Box::new(Tgt::new(tgt.clone())),
-            config::Target::Lio(_) | config::Target::Iet(_) => {
-                return Err(DelegateError::fatal("the target driver is not in this program yet"));
-            }
+            config::Target::Lio(lio) => Box::new(Lio::new(lio)),
+            config::Target::Iet(iet) => Box::new(Iet::new(iet.clone())),
         };
-        Ok(Self { volumes, target })
+        Ok(Self::of(volumes, target))
+    }
+
+    /// A node of these drivers.
+    pub fn of(volumes: Box<dyn VolumeDriver>, target: Box<dyn TargetDriver>) -> Self {
+        Self { volumes, target }
     }
 
     fn path(&self) -> impl Fn(&VolumeId) -> PathBuf + Sync + use<'_> {
@@ -71,7 +77,7 @@ impl VolumeDelegate for LocalStorage {
     async fn ensure_grown(&self, _: Generation, spec: &VolumeSpec) -> Result<Growth> {
         self.volumes.ensure_ready(&spec.volume).await?;
         self.volumes.ensure_volume(spec).await?;
-        self.target.ensure_grown(&spec.volume, spec.size_bytes).await
+        self.target.ensure_grown(&spec.volume, &self.volumes.path(&spec.volume), spec.size_bytes).await
     }
 
     async fn ensure_no_snapshot(&self, _: Generation, spec: &SnapshotSpec) -> Result<()> {

@@ -2,6 +2,8 @@
 
 pub mod client;
 pub mod cloud;
+pub mod iet;
+pub mod kernel;
 pub mod postgres;
 pub mod tgtd;
 pub mod walk;
