@@ -345,6 +345,8 @@ pub enum Hypervisor {
 pub struct Xen {
     /// The program that attaches and detaches disks.
     pub toolstack: Toolstack,
+    /// The socket of xenstored.
+    pub xenstore: PathBuf,
     /// Seconds a detach waits for the guest before it answers that it is busy, beside what the program itself takes.
     pub detach_wait_s: u64,
     /// The initiator.
@@ -353,7 +355,12 @@ pub struct Xen {
 
 impl Default for Xen {
     fn default() -> Self {
-        Self { toolstack: Toolstack::Xl, detach_wait_s: defaults::detach_wait_s(), open_iscsi: OpenIscsi::default() }
+        Self {
+            toolstack: Toolstack::Xl,
+            xenstore: "/run/xenstored/socket".into(),
+            detach_wait_s: defaults::detach_wait_s(),
+            open_iscsi: OpenIscsi::default(),
+        }
     }
 }
 

@@ -6,8 +6,10 @@ use vbs::config::{self, Config, DelegateConfig};
 fn the_configuration_files_of_the_operators_manual_are_read() {
     let manual = include_str!("../../docs/operations.md");
     let files: Vec<&str> = manual.split("```toml\n").skip(1).map(|rest| rest.split_once("```").unwrap().0).collect();
-    let [gateway, storage, hypervisor] = files[..] else { panic!("{} files", files.len()) };
+    let [gateway, storage, qemu, xen] = files[..] else { panic!("{} files", files.len()) };
     toml::from_str::<Config>(gateway).unwrap().validate().unwrap();
     toml::from_str::<DelegateConfig<config::Storage>>(storage).unwrap();
-    toml::from_str::<DelegateConfig<config::Vmm>>(hypervisor).unwrap();
+    for hypervisor in [qemu, xen] {
+        toml::from_str::<DelegateConfig<config::Vmm>>(hypervisor).unwrap();
+    }
 }

@@ -27,7 +27,7 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, sleep};
 
 use self::names::Place;
-use self::store::CLOSED;
+use self::store::{CLOSED, Vbd};
 use self::toolstack::Toolstack;
 use self::view::{Use, View};
 use super::open_iscsi::{self, Host, Initiator};
@@ -39,8 +39,11 @@ use crate::delegate::{
 
 mod names;
 mod store;
+#[cfg(test)]
+mod tests;
 mod toolstack;
 mod view;
+mod xenbus;
 
 /// How long both ends get to connect once the tool has done its part. A guest that does not run yet takes longer, and the
 /// attach is tried again.
@@ -50,7 +53,7 @@ const SETTLE: Duration = Duration::from_secs(20);
 /// How long a device that was torn out gets to be gone from the kernel.
 const TEAR: Duration = Duration::from_secs(10);
 /// Between two looks.
-const LOOK: Duration = Duration::from_millis(200);
+const LOOK: Duration = Duration::from_millis(100);
 
 /// The Xen driver.
 pub struct Xen {
@@ -73,7 +76,8 @@ impl Xen {
             config::Toolstack::Xl => "xl",
             config::Toolstack::Xm => "xm",
         };
-        let toolstack = Toolstack { program: program.into(), xenstore_ls: "xenstore-ls".into() };
+        let toolstack =
+            Toolstack { kind: config.toolstack, program: program.into(), xenstore: config.xenstore.clone() };
         Self::with(dir, config, Host::default(), toolstack).await
     }
 
@@ -118,13 +122,19 @@ impl Xen {
         }
     }
 
-    /// Takes away what an attach that came to nothing has left. The guest was never told that it has the disk.
+    /// Takes away what an attach that came to nothing has left. A guest that has connected after all is asked, and not forced.
     async fn clear(&self, machine: &MachineRef, iqn: &str) -> Result<()> {
         let mut last = None;
         for force in [false, true] {
             let view = self.look().await?;
             let Some(domain) = view.find(machine) else { return Ok(()) };
             for residue in view.uses(iqn).into_iter().filter(|u| u.domain == domain.id) {
+                if force && residue.vbd.as_ref().is_some_and(Vbd::held) {
+                    return Err(DelegateError::retry(format!(
+                        "the guest of {} was asked for a disk back",
+                        machine.name
+                    )));
+                }
                 let detached = self.toolstack.detach(domain.id, residue.vdev, force).await;
                 last = detached.err().map(|failure| failure.to_string()).or(last);
             }
@@ -136,6 +146,13 @@ impl Xen {
         let why = last.unwrap_or_else(|| "it stays".into());
         Err(DelegateError::retry(format!("machine {}: what is left of an attach: {why}", machine.name)))
     }
+}
+
+/// How a disk stands that a machine has already, of a sort.
+enum Found {
+    Attached,
+    Leaving,
+    Residue,
 }
 
 /// Whether a machine has nothing of a target any more, neither in xenstore nor in the kernel.
@@ -232,20 +249,24 @@ impl VmmDelegate for Xen {
             return Err(DelegateError::retry(format!("this node is not connected to {}", spec.iqn)));
         };
         let own = |view: &View| view.uses(&spec.iqn).into_iter().find(|u| u.domain == domain);
-        if let Some(used) = own(&view) {
+        if own(&view).is_some() {
             // Perhaps an earlier life of ours has just begun it.
             let settled = |view: &View| match own(view).and_then(|used| used.vbd) {
-                Some(vbd) if vbd.connected() && vbd.online => Some(true),
+                Some(vbd) if vbd.connected() => Some(Found::Attached),
+                Some(vbd) if !vbd.online && vbd.held() => Some(Found::Leaving),
                 Some(vbd) if vbd.online && vbd.backend < store::CONNECTED => None,
-                _ => Some(false),
+                _ => Some(Found::Residue),
             };
-            if self.wait(SETTLE, settled).await? == Some(true) {
-                return Ok(());
+            match self.wait(SETTLE, settled).await? {
+                Some(Found::Attached) => return Ok(()),
+                Some(Found::Leaving) => {
+                    return Err(DelegateError::retry(format!(
+                        "the guest of {name} was asked for {} back",
+                        spec.volume
+                    )));
+                }
+                Some(Found::Residue) | None => self.clear(&spec.machine, &spec.iqn).await?,
             }
-            if used.vbd.as_ref().is_some_and(|vbd| vbd.connected() && !vbd.online) {
-                return Err(DelegateError::retry(format!("a detach of {} from {name} is under way", spec.volume)));
-            }
-            self.clear(&spec.machine, &spec.iqn).await?;
         }
         let view = self.look().await?;
         let domain = view.machine(&spec.machine)?.id;

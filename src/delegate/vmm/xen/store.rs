@@ -1,9 +1,8 @@
-//! Xenstore, read whole by `xenstore-ls -f`: the one place where every toolstack tells of machines and their disks, with the
-//! states that say whether a disk is there at all (`xl` ends with status 0 when it is not).
+//! What xenstore holds of machines and disks: the one place where every toolstack tells of them, with the states that say
+//! whether a disk is there at all (`xl` ends with status 0 when it is not).
 //!
 //! A guest writes what it likes below its own `/local/domain/N`, so nothing that is read there is believed but the state of
-//! its own end of a disk. Line ends in values are escaped by the program, and paths hold neither blanks nor quotes
-//! (xenstore's `docs/misc/xenstore.txt`): one line is one node, whatever a guest writes.
+//! its own end of a disk; its words are quoted in errors, bounded and escaped.
 
 use std::collections::BTreeMap;
 
@@ -11,6 +10,8 @@ use super::super::open_iscsi::sysfs::hex_number;
 
 /// Connected (xen/interface/io/xenbus.h).
 pub(super) const CONNECTED: u8 = 4;
+/// Asked to let go.
+pub(super) const CLOSING: u8 = 5;
 /// Both ends have let go.
 pub(super) const CLOSED: u8 = 6;
 
@@ -18,7 +19,7 @@ pub(super) const CLOSED: u8 = 6;
 const WORDS: usize = 200;
 
 /// The nodes by path.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Store(BTreeMap<String, String>);
 
 /// A machine that runs.
@@ -54,21 +55,22 @@ pub(super) struct Vbd {
 }
 
 impl Vbd {
-    /// Whether the guest can use it.
+    /// Whether it is as it shall be: the guest can use it, and nobody has asked for it back.
     pub(super) fn connected(&self) -> bool {
-        self.backend == CONNECTED && self.frontend == Some(CONNECTED)
+        self.backend == CONNECTED && self.frontend == Some(CONNECTED) && self.online
+    }
+
+    /// Whether the guest has it, be it asked for it back or not: one that refuses has both ends closing, and goes on using it.
+    pub(super) fn held(&self) -> bool {
+        let held = |state| matches!(state, CONNECTED | CLOSING);
+        held(self.backend) && self.frontend.is_some_and(held)
     }
 }
 
 impl Store {
-    /// Reads what `xenstore-ls -f` prints; lines that it does not print are passed over.
-    pub(super) fn parse(text: &str) -> Self {
-        let node = |line: &str| {
-            let (path, value) = line.split_once(" = \"")?;
-            (path.starts_with('/') && !path.contains(' ')).then_some(())?;
-            Some((path.to_owned(), value.strip_suffix('"')?.to_owned()))
-        };
-        Self(text.lines().filter_map(node).collect())
+    /// Notes a node.
+    pub(super) fn put(&mut self, path: String, value: String) {
+        self.0.insert(path, value);
     }
 
     fn get(&self, path: &str) -> Option<&str> {
@@ -132,23 +134,55 @@ impl Store {
     }
 
     fn vbd(&self, domain: u32, vdev: u32) -> Vbd {
-        let back = format!("/local/domain/0/backend/vbd/{domain}/{vdev}");
-        let front = format!("/local/domain/{domain}/device/vbd/{vdev}");
-        let complaints = [
-            format!("{back}/hotplug-error"),
-            format!("/local/domain/{domain}/error/device/vbd/{vdev}/error"),
-            format!("/local/domain/0/error/backend/vbd/{domain}/{vdev}/error"),
-        ];
+        let paths = VbdPaths::new(domain, vdev);
+        let value = |node: &str| self.get(&paths.backend(node));
+        let mut complaints = paths.complaints().into_iter();
         Vbd {
             domain,
             vdev,
-            params: self.get(&format!("{back}/params")).unwrap_or_default().to_owned(),
-            number: self.get(&format!("{back}/physical-device")).and_then(hex_number),
-            backend: self.number(&format!("{back}/state")).unwrap_or(0),
-            frontend: self.number(&format!("{front}/state")),
-            online: self.get(&format!("{back}/online")).is_none_or(|online| online != "0"),
-            complaint: complaints.iter().find_map(|path| self.get(path)).map(clip),
+            params: value("params").unwrap_or_default().to_owned(),
+            number: value("physical-device").and_then(hex_number),
+            backend: value("state").and_then(|state| state.parse().ok()).unwrap_or(0),
+            frontend: self.number(&paths.frontend_state()),
+            online: value("online").is_none_or(|online| online != "0"),
+            complaint: complaints.find_map(|path| self.get(&path).map(clip)),
         }
+    }
+}
+
+/// Where a disk's nodes are.
+pub(super) struct VbdPaths {
+    domain: u32,
+    vdev: u32,
+}
+
+impl VbdPaths {
+    pub(super) fn new(domain: u32, vdev: u32) -> Self {
+        Self { domain, vdev }
+    }
+
+    fn backend(&self, node: &str) -> String {
+        format!("/local/domain/0/backend/vbd/{}/{}/{node}", self.domain, self.vdev)
+    }
+
+    fn frontend_state(&self) -> String {
+        format!("/local/domain/{}/device/vbd/{}/state", self.domain, self.vdev)
+    }
+
+    /// What the script, the guest and the kernel complain of.
+    fn complaints(&self) -> [String; 3] {
+        let Self { domain, vdev } = self;
+        [
+            self.backend("hotplug-error"),
+            format!("/local/domain/{domain}/error/device/vbd/{vdev}/error"),
+            format!("/local/domain/0/error/backend/vbd/{domain}/{vdev}/error"),
+        ]
+    }
+
+    /// All that is read.
+    pub(super) fn all(&self) -> Vec<String> {
+        let backend = ["params", "physical-device", "state", "online"].map(|node| self.backend(node));
+        backend.into_iter().chain([self.frontend_state()]).chain(self.complaints()).collect()
     }
 }
 
@@ -158,13 +192,13 @@ fn clip(words: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     const UUID: &str = "11111111-2222-3333-4444-555555555555";
 
     /// As Xen 4.17 has it, without the nodes that nobody reads.
-    fn printed() -> String {
+    pub(crate) fn printed() -> String {
         format!(
             r#"/local/domain/0/name = "Domain-0"
 /local/domain/0/vm = "/vm/00000000-0000-0000-0000-000000000000"
@@ -187,15 +221,20 @@ mod tests {
 /local/domain/7/cpu/1/availability = "online"
 /local/domain/7/memory/static-max = "131072"
 /local/domain/7/device/vbd/51792/state = "4"
-/local/domain/7/data/evil = "x\n/local/domain/0/backend/vbd/7/51792/state = "6""
 /vm/{UUID}/start_time = "1700000000.25"
 "#
         )
     }
 
-    #[test]
-    fn machines_and_disks_are_read_and_a_guest_cannot_forge_a_node() {
-        let store = Store::parse(&printed());
+    pub(crate) fn store(text: &str) -> Store {
+        let mut store = Store::default();
+        for (path, value) in text.lines().filter_map(|line| line.strip_suffix('"')?.split_once(" = \"")) {
+            store.put(path.into(), value.into());
+        }
+        store
+    }
+
+    pub(crate) fn is_what_was_printed(store: &Store) {
         let [domain] = &store.domains()[..] else { panic!("{store:?}") };
         assert_eq!((domain.id, &*domain.name, &*domain.uuid), (7, "guest", UUID));
         assert_eq!((domain.started_at, domain.vcpus, domain.memory_mib), (1_700_000_000, 2, 128));
@@ -207,11 +246,14 @@ mod tests {
     }
 
     #[test]
+    fn machines_and_disks_are_read() {
+        is_what_was_printed(&store(&printed()));
+    }
+
+    #[test]
     fn nonsense_is_no_machine() {
-        for text in
-            ["", "\n\n", "/a", "/a = \"", "/local/domain/x/name = \"n\"", "/local/domain/7/vm = \"/vm/é\"", "/ = \"\""]
-        {
-            let store = Store::parse(text);
+        for text in ["/a = \"\"", "/local/domain/x/name = \"n\"", "/local/domain/7/vm = \"/vm/é\"", "/ = \"\""] {
+            let store = store(text);
             assert!(store.domains().is_empty() && store.vbds().is_empty(), "{text}");
         }
     }

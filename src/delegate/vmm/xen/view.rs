@@ -102,8 +102,8 @@ impl View {
                 let uses = self.uses(&target.iqn);
                 let has = uses.iter().any(|u| u.domain == domain.id);
                 let meant = uses.is_empty() && made_for(&target.iqn).is_some_and(|machine| machine.uuid == domain.uuid);
-                let connected = |u: &Use| u.domain == domain.id && u.vbd.as_ref().is_some_and(Vbd::connected);
-                let attached = uses.iter().any(connected);
+                let held = |u: &Use| u.domain == domain.id && u.vbd.as_ref().is_some_and(Vbd::held);
+                let attached = uses.iter().any(held);
                 let (volume, iqn) = (target.volume.clone(), target.iqn.clone());
                 (has || meant).then_some(ObservedDisk { volume, iqn, attached })
             };
