@@ -12,6 +12,7 @@ use crate::delegate::guard::Guarded;
 use crate::delegate::server::{StorageService, VmmService};
 use crate::delegate::sim::SimCloud;
 use crate::delegate::vmm::qemu::Qemu;
+use crate::delegate::vmm::xen::Xen;
 use crate::delegate::volume::local::LocalStorage;
 use crate::delegate::{DelegateError, VmmDelegate, VolumeDelegate};
 use crate::server::{self, ServerError};
@@ -79,6 +80,7 @@ async fn open_vmm(name: &str, link: &Link<Vmm>, sim: &SimCloud) -> Result<Arc<dy
         Link::Local(drivers) => {
             let local: Arc<dyn VmmDelegate> = match &drivers.hypervisor {
                 Hypervisor::Qemu(qemu) => Arc::new(Qemu::start(&drivers.data_dir, qemu).await.map_err(failed)?),
+                Hypervisor::Xen(xen) => Arc::new(Xen::start(&drivers.data_dir, xen).await.map_err(failed)?),
             };
             Arc::new(Guarded::open(local, &drivers.data_dir).await.map_err(failed)?)
         }

@@ -53,14 +53,17 @@ pub fn volume_of(iqn: &str) -> Option<VolumeId> {
     unique.split([':', '.']).find_map(|part| VolumeId::parse(part).ok())
 }
 
+/// Whether a text is the name of a target or an initiator.
+pub fn is_name(text: &str) -> bool {
+    let known = ["iqn.", "eui.", "naa."].iter().any(|start| text.starts_with(start));
+    known && text.len() <= LONGEST_NAME && text.bytes().all(name_byte)
+}
+
 /// Refuses an export whose texts are not what they should be.
 pub fn check(spec: &ExportSpec) -> Result<()> {
     let refuse = |what: &str, text: &str| Err(DelegateError::fatal(format!("{what} {text:?} is not one")));
-    for name in [&spec.iqn, &spec.initiator_iqn] {
-        let known = ["iqn.", "eui.", "naa."].iter().any(|start| name.starts_with(start));
-        if !known || name.len() > LONGEST_NAME || !name.bytes().all(name_byte) {
-            return refuse("the iSCSI name", name);
-        }
+    if let Some(name) = [&spec.iqn, &spec.initiator_iqn].into_iter().find(|name| !is_name(name)) {
+        return refuse("the iSCSI name", name);
     }
     if volume_of(&spec.iqn).as_ref() != Some(&spec.volume) {
         return refuse(&format!("the name of a target of {}", spec.volume), &spec.iqn);
