@@ -1,9 +1,11 @@
 """Builds what the lab's machines boot from, once, out of Debian packages.
 
 Both machines share one root file system (which one a machine becomes is told on its kernel's command line) and one
-kernel. The Xen node's file system holds the kernels and initial file systems of its own guests as well. Everything lies
-in a directory of the cache that is named by a hash of this recipe, so a changed recipe is a new directory and a
-finished one is never written to again.
+kernel. The root holds the kernels and initial file systems of the Xen node's own guests as well.
+
+Everything lies in directories of the cache that are named by a hash of what they are made of, so a changed recipe is a
+new directory and a finished one is never written to again. What was downloaded is in one directory and what was made
+of it in another, for the second changes often and is made in seconds.
 """
 
 import fcntl
@@ -14,6 +16,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -26,6 +29,7 @@ PACKAGES = (
     "busybox-static kmod udev iproute2 lvm2 thin-provisioning-tools tgt open-iscsi xen-utils-4.17 xenstore-utils "
     "xen-hypervisor-4.17-amd64 util-linux mount sg3-utils procps"
 ).split()
+EXCLUDED = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale", "info")]
 RECIPE = sorted(path for folder in ("node", "guest") for path in (HERE / folder).iterdir() if path.is_file())
 
 NODE_MODULES = (
@@ -37,38 +41,59 @@ FIRST_MODULES = ["virtio_pci", "virtio_blk", "crc32c_generic", "ext4"]
 GUEST_MODULES = ["xen-blkfront", "crc32c_generic", "ext4"]
 
 
+
 def images():
     """The directory of the finished images; builds them when they are not there."""
-    made = CACHE / recipe_hash()
+    return cached("images", [Path(__file__).read_bytes(), *(path.read_bytes() for path in RECIPE)], build)
+
+
+def downloads():
+    """The directory of what comes from Debian: the packages as a tar file, and two kernels taken apart."""
+    return cached("debian", [SUITE, OLD_SUITE, *PACKAGES, *EXCLUDED], download)
+
+
+def cached(kind, inputs, make):
+    """The finished directory that `make` makes of these inputs."""
+    digest = hashlib.sha256()
+    for value in inputs:
+        data = value if isinstance(value, bytes) else value.encode()
+        digest.update(b"%d " % len(data) + data)
+    made = CACHE / f"{kind}-{digest.hexdigest()[:16]}"
     if (made / "complete").exists():
         return made
     CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / "lock").open("w") as lock:
+    # Several may ask at once; one makes it and the others wait.
+    with (CACHE / f"{kind}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (made / "complete").exists():
-            with tempfile.TemporaryDirectory(prefix="building.", dir=CACHE) as work:
-                build(Path(work))
-                (Path(work) / "out" / "complete").touch()
+            print(f"lab: makes {made}", file=sys.stderr)
+            with tempfile.TemporaryDirectory(prefix="making.", dir=CACHE) as work:
+                out = Path(work) / "out"
+                out.mkdir()
+                make(Path(work), out)
+                (out / "complete").touch()
                 shutil.rmtree(made, ignore_errors=True)
-                os.rename(Path(work) / "out", made)
+                out.rename(made)
     return made
 
 
-def recipe_hash():
-    """Names the inputs: this program, with its list of packages, and the files that go into the machines."""
-    digest = hashlib.sha256()
-    for path in [Path(__file__), *RECIPE]:
-        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+def download(work, out):
+    """Fetches all that the images are made of."""
+    unpacked_kernel(work, out / "kernel", node_repositories())
+    unpacked_kernel(work, out / "old-kernel", old_repositories())
+    sources = work / "sources.list"
+    sources.write_text("\n".join(node_repositories()) + "\n")
+    run(
+        ["mmdebstrap", "--quiet", "--variant=essential", f"--include={','.join(PACKAGES)}", *EXCLUDED, *proxies()]
+        + ["--dpkgopt=force-unsafe-io", "--aptopt=APT::Install-Recommends false", SUITE, out / "root.tar", sources],
+        timeout=1800,
+    )
 
 
-def build(work):
-    """Makes everything in `work`/out."""
-    out = work / "out"
-    out.mkdir()
-    kernel = unpacked_kernel(work / "kernel", node_repositories())
-    old_kernel = unpacked_kernel(work / "old-kernel", old_repositories())
+def build(work, out):
+    """Makes the images."""
+    debian = downloads()
+    kernel, old_kernel = debian / "kernel", debian / "old-kernel"
     overlay = work / "overlay"
     install_modules(kernel, overlay / "usr", NODE_MODULES)
     shutil.copytree(HERE / "node", overlay / "lab", ignore=shutil.ignore_patterns("__pycache__"))
@@ -79,8 +104,9 @@ def build(work):
         initramfs(guest / "initrd", tree, GUEST_MODULES, HERE / "guest" / "init")
     (out / "kernel").write_bytes(vmlinux(kernel))
     initramfs(out / "initrd", kernel, FIRST_MODULES, HERE / "node" / "first-init")
-    root = root_file_system(work, overlay, out / "root.img")
-    (out / "xen").write_bytes(gzip.decompress((root / "xen.gz").read_bytes()))
+    packed_xen = work / "xen.gz"
+    root_file_system(debian / "root.tar", overlay, out / "root.img", packed_xen)
+    (out / "xen").write_bytes(gzip.decompress(packed_xen.read_bytes()))
 
 
 def repositories(wanted):
@@ -107,9 +133,9 @@ def old_repositories():
     return repositories(lambda label, name: OLD_SUITE if (label, name) == ("Debian", SUITE) else None)
 
 
-def unpacked_kernel(tree, lines):
+def unpacked_kernel(work, tree, lines):
     """The kernel that these repositories' linux-image-amd64 stands for, taken apart and with its modules indexed."""
-    state = tree.parent / f"{tree.name}.apt"
+    state = work / f"{tree.name}.apt"
     for folder in ("lists/partial", "cache/archives/partial", "debs"):
         (state / folder).mkdir(parents=True)
     (state / "sources.list").write_text("\n".join(lines) + "\n")
@@ -232,34 +258,24 @@ def padded(data):
     return data + b"\0" * (-len(data) % 4)
 
 
-def root_file_system(work, overlay, image):
-    """Debian's packages and `overlay` as an ext4 image; returns a directory with Xen itself."""
-    sources = work / "sources.list"
-    sources.write_text("\n".join(node_repositories()) + "\n")
-    tarball = work / "root.tar"
-    excluded = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale", "info")]
-    run(
-        ["mmdebstrap", "--quiet", "--variant=essential", f"--include={','.join(PACKAGES)}", *excluded, *proxies()]
-        + ["--dpkgopt=force-unsafe-io", "--aptopt=APT::Install-Recommends false", SUITE, tarball, sources],
-        timeout=1800,
-    )
+def root_file_system(packages, overlay, image, packed_xen):
+    """Debian's packages and `overlay` as an ext4 image; Xen itself is left in a file beside it."""
     # Files that belong to others than the caller: where that is not root, in a user namespace.
     alone = [] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--map-auto"]
     script = """set -eu
         mkdir "$1"
         tar -x -C "$1" --exclude './dev/*' -f "$2"
         cp -r "$3/." "$1/"
-        chmod -R go-w "$1/lab"
+        chown -R 0:0 "$1/lab" "$1/usr/lib/modules"
         chmod 755 "$1"/lab/*
         mv "$1"/lab/inittab "$1"/etc/inittab
-        cp "$1"/boot/xen-4.17-amd64.gz "$5/xen.gz"
+        cp "$1"/boot/xen-4.17-amd64.gz "$5"
         rm -rf "$1"/boot/* "$1"/var/cache/apt/* "$1"/var/lib/apt/lists/*
         mke2fs -q -F -t ext4 -L root -d "$1" "$4" 2G
         rm -rf "$1"
     """
-    work.chmod(0o755)
-    run([*alone, "sh", "-c", script, "sh", work / "root", tarball, overlay, image, work], timeout=600)
-    return work
+    tree = packed_xen.with_name("root")
+    run([*alone, "sh", "-c", script, "sh", tree, packages, overlay, image, packed_xen])
 
 
 def proxies():

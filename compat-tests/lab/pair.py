@@ -49,16 +49,23 @@ class Pair:
 
     def __init__(self, directory):
         self.directory = Path(directory).resolve()
-        self.images = build.images()
+        written = self.directory / "images"
+        if not written.exists():
+            raise LabError(f"there is no pair in {self.directory}")
+        self.images = Path(written.read_text())
         self.storage, self.xen = (Machine(made, self.directory) for made in hardware(self.images))
 
     @classmethod
     def create(cls, directory):
         """A pair with fresh disks, not yet started."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        # A pair stays with the images that it was made of, also when the recipe has changed since.
+        written = directory / "images"
+        if written.exists() and any(machine.runs() for machine in cls(directory).machines):
+            raise LabError(f"the pair in {directory} runs already")
+        written.write_text(str(build.images()))
         pair = cls(directory)
-        pair.directory.mkdir(parents=True, exist_ok=True)
-        if any(machine.runs() for machine in pair.machines):
-            raise LabError(f"the pair in {pair.directory} runs already")
         for machine in pair.machines:
             overlay(pair.images / "root.img", "raw", machine.file("qcow2"))
         with (pair.directory / "data.raw").open("wb") as data:

@@ -15,6 +15,7 @@ import time
 import tty
 
 PORT = 700
+os.environ["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DAEMONS = {}
 
 
