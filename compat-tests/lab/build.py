@@ -30,7 +30,7 @@ PACKAGES = (
     "xen-hypervisor-4.17-amd64 util-linux mount sg3-utils procps"
 ).split()
 EXCLUDED = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale", "info")]
-RECIPE = sorted(path for folder in ("node", "guest") for path in (HERE / folder).iterdir() if path.is_file())
+RECIPE = sorted(path for folder in ("first", "node", "guest") for path in (HERE / folder).iterdir() if path.is_file())
 
 NODE_MODULES = (
     "virtio_pci virtio_blk virtio_net ext4 crc32c_generic loop dm-mod dm-snapshot dm-thin-pool dm-mirror iscsi_tcp "
@@ -101,9 +101,9 @@ def build(work, out):
         guest = overlay / "lab" / "guests" / name
         guest.mkdir(parents=True)
         (guest / "kernel").write_bytes(vmlinux(tree))
-        initramfs(guest / "initrd", tree, GUEST_MODULES, HERE / "guest" / "init")
+        initramfs(guest / "initrd", tree, GUEST_MODULES, HERE / "guest")
     (out / "kernel").write_bytes(vmlinux(kernel))
-    initramfs(out / "initrd", kernel, FIRST_MODULES, HERE / "node" / "first-init")
+    initramfs(out / "initrd", kernel, FIRST_MODULES, HERE / "first")
     packed_xen = work / "xen.gz"
     root_file_system(debian / "root.tar", overlay, out / "root.img", packed_xen)
     (out / "xen").write_bytes(gzip.decompress(packed_xen.read_bytes()))
@@ -213,8 +213,8 @@ def install_modules(tree, into, names):
     run(["depmod", "-b", into, folder.name])
 
 
-def initramfs(path, tree, modules, init):
-    """A compressed cpio archive with busybox, modules in the order in which to load them, and `init`."""
+def initramfs(path, tree, modules, programs):
+    """A compressed cpio archive with busybox, modules in the order in which to load them, and a folder's programs."""
     folder, paths = with_dependencies(tree, modules)
     archive = Cpio()
     for name in ("bin", "dev", "proc", "sys", "root", "tmp", "mnt", "modules"):
@@ -222,7 +222,8 @@ def initramfs(path, tree, modules, init):
     for number, module in enumerate(paths):
         archive.file(f"modules/{number:02}-{Path(module).name}", (folder / module).read_bytes())
     archive.file("bin/busybox", Path("/bin/busybox").read_bytes())
-    archive.file("init", init.read_bytes())
+    for program in sorted(programs.iterdir()):
+        archive.file("init" if program.name == "init" else f"bin/{program.name}", program.read_bytes())
     archive.device("dev/console", 5, 1)
     path.write_bytes(gzip.compress(archive.bytes(), 1))
 

@@ -20,7 +20,10 @@ def main():
         ("down", "stop the pair and delete its directory"),
         ("status", "show what runs and which ports lead to it"),
     ):
-        verbs.add_parser(name, help=text).add_argument("dir", type=Path)
+        verb = verbs.add_parser(name, help=text)
+        verb.add_argument("dir", type=Path)
+        if name == "up":
+            verb.add_argument("--cold", action="store_true", help="boot it, instead of resuming a saved pair")
     for name, text in (
         ("on", "start a machine again with the disks that it had"),
         ("cut", "cut a machine's power"),
@@ -53,7 +56,10 @@ def main():
 
 def up(chosen):
     started = time.monotonic()
-    Pair.create(chosen.dir).power_on()
+    if chosen.cold:
+        Pair.create(chosen.dir).power_on()
+    else:
+        Pair.resumed(chosen.dir)
     print(f"up after {time.monotonic() - started:.0f} s", file=sys.stderr)
     return status(chosen)
 

@@ -6,6 +6,7 @@ A machine is known by the files in its directory, so whoever has the directory c
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -76,7 +77,7 @@ class Machine:
         (self.directory / f"link.{self.name}").unlink(missing_ok=True)
         command = self.command()
         if incoming:
-            command += ["-incoming", f"exec:cat {incoming}"]
+            command += ["-incoming", f"exec:cat {shlex.quote(str(incoming))}"]
         with self.file("log").open("ab") as log:
             child = subprocess.Popen(
                 command,
@@ -88,6 +89,9 @@ class Machine:
             )
         self.file("pid").write_text(f"{child.pid} {start_time(child.pid)}\n")
         self._read_ports()
+        if incoming:
+            wait_for(f"{self.name} to be read", lambda: self.qmp("query-status")["status"] != "inmigrate", 120)
+            self.qmp("cont")
 
     def command(self):
         hardware = self.hardware
@@ -125,6 +129,22 @@ class Machine:
             os.kill(pid, signal.SIGKILL)
             wait_for(f"{self.name} to end", lambda: self._gone(pid), 30)
         self.file("pid").unlink(missing_ok=True)
+
+    def save(self, path):
+        """Stops it at an instant, writes that instant to a file, and ends it. Its disks belong to the file then."""
+        target = f"exec:cat > {shlex.quote(str(path))}"
+        self.qmp("stop", ("migrate-set-parameters", {"max-bandwidth": 1 << 40}), ("migrate", {"uri": target}))
+
+        def saved():
+            state = self.qmp("query-migrate")
+            if state.get("status") == "failed":
+                raise LabError(f"{self.name} cannot be saved: {state}")
+            return state.get("status") == "completed"
+
+        wait_for(f"{self.name} to be saved", saved, 120)
+        pid = self._pid()
+        self.qmp("quit")
+        wait_for(f"{self.name} to end", lambda: self._gone(pid), 30)
 
     def _gone(self, pid):
         try:
@@ -237,7 +257,7 @@ class Machine:
         return self.ask(request)[0]["pid"]
 
     def set_clock(self):
-        """A machine that was resumed still has the time at which it was saved."""
+        """Gives it this machine's time: one that was resumed still has the time at which it was saved."""
         self.run("date", "-s", f"@{time.time():.3f}")
 
 
