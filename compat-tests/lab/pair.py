@@ -205,7 +205,7 @@ disk = os.open({device!r}, os.O_RDONLY | os.O_DIRECT)
 block = mmap.mmap(-1, 4096)
 for place in range({PLACES}):
     os.preadv(disk, [block], place << 20)
-    print(int(block[:15].strip(b"\0") or 0))
+    print(int(block[:15].strip(bytes(1)) or 0))
 """
     return [int(line) for line in machine.run("python3", "-c", script).out.split()]
 
