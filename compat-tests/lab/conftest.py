@@ -12,13 +12,15 @@ from pair import Pair
 def lab():
     """A storage node and a Xen node that run, with a guest that lets go of a used disk and one that does not."""
     with tempfile.TemporaryDirectory(prefix="vbs-lab-") as made:
-        pair = None
+        directory = Path(made) / "pair"
         try:
-            pair = Pair.resumed(Path(made) / "pair")
+            pair = Pair.resumed(directory)
+            pair.bring_iet()
             yield pair
         finally:
-            if pair:
-                pair.remove()
+            # Also when it has come up only in part.
+            if (directory / "images").exists():
+                Pair(directory).remove()
 
 
 @pytest.fixture

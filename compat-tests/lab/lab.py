@@ -60,6 +60,7 @@ def up(chosen):
         Pair.create(chosen.dir).power_on()
     else:
         Pair.resumed(chosen.dir)
+    Pair(chosen.dir).bring_iet()
     print(f"up after {time.monotonic() - started:.0f} s", file=sys.stderr)
     return status(chosen)
 

@@ -113,6 +113,17 @@ class Pair:
         for name in GUESTS:
             wait_for(f"guest {name}", self.guest(name).answers, 240, 0.5)
 
+    def bring_iet(self):
+        """Starts the IET target on the storage node, when `VBS_LAB_IET` says where to find it; else says False."""
+        given = os.environ.get("VBS_LAB_IET")
+        if not given:
+            return False
+        for name in ("iscsi_trgt.ko", "ietd", "ietadm"):
+            self.storage.push(Path(given) / name, f"/lab/iet/{name}")
+        self.storage.sh("chmod 755 /lab/iet/ietd /lab/iet/ietadm; ln -sf /lab/iet/ietadm /usr/local/sbin/ietadm")
+        self.storage.run("/lab/start-iet")
+        return True
+
     def power_cut(self):
         for machine in self.machines:
             machine.power_cut()
