@@ -8,6 +8,8 @@ from dataclasses import dataclass
 INITIATOR = "iqn.2026-01.lab.vbs:xen"
 LIO = "192.168.77.1:3260"
 TGT = "192.168.77.3:3260"
+# Seconds; a machine that shares its processors with others' work needs many times what it needs alone.
+SLOW = 180
 TARGETS = "/sys/kernel/config/target"
 
 
@@ -104,17 +106,17 @@ def login(xen, made):
         {node} --login
         udevadm settle
         test -b {made.device}
-    """)
+    """, timeout=SLOW)
 
 
 def logout(xen, made):
     node = f"iscsiadm -m node -T {made.iqn} -p {made.portal}"
-    xen.sh(f"{node} --logout; {node} -o delete")
+    xen.sh(f"{node} --logout; {node} -o delete", timeout=SLOW)
 
 
 def attach(xen, guest, made, device):
-    xen.run("xl", "block-attach", guest, f"phy:{made.device}", device, "w")
+    xen.run("xl", "block-attach", guest, f"phy:{made.device}", device, "w", timeout=SLOW)
 
 
 def detach(xen, guest, device):
-    xen.run("xl", "block-detach", guest, device)
+    xen.run("xl", "block-detach", guest, device, timeout=SLOW)
