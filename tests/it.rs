@@ -18,6 +18,8 @@ mod dev;
 mod docs;
 #[path = "it/layers.rs"]
 mod layers;
+#[path = "it/storage_lab.rs"]
+mod storage_lab;
 #[path = "it/storage_real.rs"]
 mod storage_real;
 #[path = "it/support/mod.rs"]

@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +15,7 @@ use vbs::delegate::sim::SimCloud;
 use vbs::delegate::volume::local::LocalStorage;
 use vbs::delegate::{
     ConnectSpec, Detach, DiskSpec, ErrorKind, ExportSpec, Generation, MachineRef, ObservedDisk, ObservedMachine, Pause,
-    PauseSpec, Result, Secret, SnapshotSpec, VmmDelegate, VolumeDelegate, VolumeSpec,
+    PauseSpec, Result, Secret, SnapshotReport, SnapshotSpec, VmmDelegate, VolumeDelegate, VolumeSpec,
 };
 use vbs::ids::{SnapshotId, VolumeId};
 use vbs::server::{self, Handler};
@@ -22,6 +23,8 @@ use vbs::server::{self, Handler};
 use crate::support::tgtd::Tgtd;
 
 const MIB: u64 = 1 << 20;
+/// What volumes are multiples of: LVM gives whole extents, of 4 MiB when nobody has said otherwise.
+const UNIT: u64 = 4 * MIB;
 const NOW: Generation = Generation(100);
 
 fn kind<T: std::fmt::Debug>(result: Result<T>) -> ErrorKind {
@@ -51,9 +54,29 @@ async fn sizes(storage: &dyn VolumeDelegate, volume: &VolumeId) -> Vec<u64> {
     seen.into_iter().filter(|(id, _)| id == volume).map(|(_, size)| size).collect()
 }
 
+/// Asks until the snapshot stands apart from its volume, as the workers do.
+pub async fn whole_snapshot(
+    storage: &dyn VolumeDelegate,
+    generation: Generation,
+    spec: &SnapshotSpec,
+) -> SnapshotReport {
+    let patience = Instant::now() + Duration::from_secs(120);
+    let mut before = 0;
+    loop {
+        let report = storage.ensure_snapshot(generation, spec).await.unwrap();
+        assert!(report.progress >= before, "{} % after {before} %", report.progress);
+        before = report.progress;
+        match before {
+            100 => return report,
+            _ if Instant::now() > patience => panic!("{} is at {before} %", spec.snapshot),
+            _ => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
 async fn volumes_are_made_grown_and_removed_however_often_it_is_asked(storage: &dyn VolumeDelegate) {
     let volume = VolumeId::generate();
-    for (asked, there) in [(MIB, MIB), (MIB, MIB), (3 * MIB, 3 * MIB), (MIB, 3 * MIB)] {
+    for (asked, there) in [(UNIT, UNIT), (UNIT, UNIT), (3 * UNIT, 3 * UNIT), (UNIT, 3 * UNIT)] {
         let spec = VolumeSpec { volume: volume.clone(), size_bytes: asked, snapshot: None };
         storage.ensure_volume(NOW, &spec).await.unwrap();
         assert_eq!(sizes(storage, &volume).await, [there]);
@@ -65,10 +88,10 @@ async fn volumes_are_made_grown_and_removed_however_often_it_is_asked(storage: &
 }
 
 async fn snapshots_outlive_their_volumes_and_make_new_ones(storage: &dyn VolumeDelegate) {
-    let volume = new_volume(storage, 2 * MIB).await;
+    let volume = new_volume(storage, 2 * UNIT).await;
     let spec = SnapshotSpec { snapshot: SnapshotId::generate(), volume: volume.clone() };
-    let report = storage.ensure_snapshot(NOW, &spec).await.unwrap();
-    assert_eq!(report.size_bytes, 2 * MIB);
+    let report = whole_snapshot(storage, NOW, &spec).await;
+    assert_eq!(report.size_bytes, 2 * UNIT);
     assert!(report.data_bytes <= report.size_bytes);
     storage.ensure_no_volume(NOW, &volume).await.unwrap();
     assert_eq!(storage.ensure_snapshot(NOW, &spec).await.unwrap(), report);
@@ -80,10 +103,10 @@ async fn snapshots_outlive_their_volumes_and_make_new_ones(storage: &dyn VolumeD
         size_bytes,
         snapshot: Some(snapshot.clone()),
     };
-    assert_eq!(kind(storage.ensure_volume(NOW, &from(MIB, &spec.snapshot)).await), ErrorKind::Fatal);
-    assert_eq!(kind(storage.ensure_volume(NOW, &from(MIB, &SnapshotId::generate())).await), ErrorKind::Fatal);
-    storage.ensure_volume(NOW, &from(3 * MIB, &spec.snapshot)).await.unwrap();
-    assert_eq!(sizes(storage, &restored).await, [3 * MIB]);
+    assert_eq!(kind(storage.ensure_volume(NOW, &from(UNIT, &spec.snapshot)).await), ErrorKind::Fatal);
+    assert_eq!(kind(storage.ensure_volume(NOW, &from(UNIT, &SnapshotId::generate())).await), ErrorKind::Fatal);
+    storage.ensure_volume(NOW, &from(3 * UNIT, &spec.snapshot)).await.unwrap();
+    assert_eq!(sizes(storage, &restored).await, [3 * UNIT]);
 
     for _ in 0..2 {
         storage.ensure_no_snapshot(NOW, &spec).await.unwrap();
@@ -94,7 +117,7 @@ async fn snapshots_outlive_their_volumes_and_make_new_ones(storage: &dyn VolumeD
 }
 
 async fn a_volume_has_one_export_and_stays_while_it_has(storage: &dyn VolumeDelegate) {
-    let volume = new_volume(storage, MIB).await;
+    let volume = new_volume(storage, UNIT).await;
     let of = |attempt| export(&volume, "iqn.2026-01.net.example:host", attempt);
     assert_eq!(
         kind(storage.ensure_exported(NOW, &export(&VolumeId::generate(), "iqn.2026-01.a:b", 1)).await),
@@ -120,13 +143,14 @@ async fn a_volume_has_one_export_and_stays_while_it_has(storage: &dyn VolumeDele
 }
 
 async fn a_worker_that_was_overtaken_is_refused(storage: &dyn VolumeDelegate) {
-    let volume = new_volume(storage, MIB).await;
+    let volume = new_volume(storage, UNIT).await;
     let spec = SnapshotSpec { snapshot: SnapshotId::generate(), volume: volume.clone() };
-    storage.ensure_snapshot(Generation(50), &spec).await.expect("a snapshot is leased apart from its volume");
+    // A snapshot is leased apart from its volume.
+    whole_snapshot(storage, Generation(50), &spec).await;
     assert_eq!(kind(storage.ensure_no_snapshot(Generation(49), &spec).await), ErrorKind::Stale);
     assert_eq!(kind(storage.ensure_no_volume(Generation(99), &volume).await), ErrorKind::Stale);
     storage.ensure_no_volume(Generation(101), &volume).await.unwrap();
-    let again = VolumeSpec { volume, size_bytes: MIB, snapshot: None };
+    let again = VolumeSpec { volume, size_bytes: UNIT, snapshot: None };
     assert_eq!(kind(storage.ensure_volume(NOW, &again).await), ErrorKind::Stale, "it would bring it back");
     storage.ensure_no_snapshot(NOW, &spec).await.unwrap();
 }
