@@ -21,9 +21,13 @@ use crate::delegate::{DelegateError, Result, SnapshotMethod, SnapshotReport, Sna
 use crate::ids::{SnapshotId, VolumeId};
 
 mod copy_out;
+#[cfg(test)]
+mod double;
 mod group;
 mod raw;
 mod report;
+#[cfg(test)]
+mod tests;
 mod thick;
 mod thin;
 

@@ -165,8 +165,9 @@ fn rows(printed: &str, kind: &str) -> Result<Vec<Value>, String> {
     let printed: Printed = serde_json::from_str(&printed[from..]).map_err(|e| e.to_string())?;
     let mut rows = Vec::new();
     for mut report in printed.report {
-        if let Some(Value::Array(more)) = report.get_mut(kind).map(Value::take) {
-            rows.extend(more);
+        match report.get_mut(kind).map(Value::take) {
+            Some(Value::Array(more)) => rows.extend(more),
+            _ => return Err(format!("a report without {kind}")),
         }
     }
     Ok(rows)
@@ -195,4 +196,82 @@ fn text<'a>(row: &'a Value, key: &str) -> Result<&'a str, String> {
 
 fn percent(row: &Value, key: &str) -> Option<f64> {
     text(row, key).ok()?.parse().ok().filter(|percent: &f64| (0.0..=100.0).contains(percent))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// LVM 2.03.16 with a thin volume, a snapshot of one that is gone, a linear volume and its copy on write.
+    const SHOWN: &str = r#"  {
+      "report": [
+          {
+              "lv": [
+                  {"lv_name":"pool", "lv_attr":"twi-aotz--", "lv_size":"8589934592", "origin":"", "pool_lv":"", "data_percent":"0.00", "metadata_percent":"10.22", "lv_tags":"", "lv_kernel_major":"253", "lv_kernel_minor":"2"},
+                  {"lv_name":"snap-00000001", "lv_attr":"Vri---tz-k", "lv_size":"1073741824", "origin":"", "pool_lv":"pool", "data_percent":"", "metadata_percent":"", "lv_tags":"snap-00000001,vbs,vbs.data=0,vbs.of=vol-00000001", "lv_kernel_major":"-1", "lv_kernel_minor":"-1"},
+                  {"lv_name":"snap-00000003-cow", "lv_attr":"swi-a-s---", "lv_size":"71303168", "origin":"vol-00000003", "pool_lv":"", "data_percent":"0.00", "metadata_percent":"", "lv_tags":"snap-00000003,vbs", "lv_kernel_major":"253", "lv_kernel_minor":"8"},
+                  {"lv_name":"vol-00000002", "lv_attr":"Vwi-a-tz--", "lv_size":"1115684864", "origin":"snap-00000001", "pool_lv":"pool", "data_percent":"0.00", "metadata_percent":"", "lv_tags":"vbs,vol-00000002", "lv_kernel_major":"253", "lv_kernel_minor":"5"},
+                  {"lv_name":"vol-00000003", "lv_attr":"owi-a-s---", "lv_size":"67108864", "origin":"", "pool_lv":"", "data_percent":"", "metadata_percent":"", "lv_tags":"vbs,vbs.unfinished,vol-00000003", "lv_kernel_major":"253", "lv_kernel_minor":"4"}
+              ]
+          }
+      ]
+  }"#;
+
+    #[test]
+    fn what_lvs_shows_is_read_with_its_states() {
+        let seen =
+            lvs(&format!("  WARNING: Sum of all thin volume sizes exceeds the size of thin pool.\n{SHOWN}")).unwrap();
+        let [pool, snapshot, cow, thin, linear] = &seen[..] else { panic!("{seen:?}") };
+        assert!(pool.is_pool() && pool.zeroes() && pool.is_active() && pool.is_open() && pool.trouble().is_none());
+        assert_eq!((pool.data_percent, pool.metadata_percent, pool.device), (Some(0.0), Some(10.22), Some((253, 2))));
+        assert!(!snapshot.is_active() && snapshot.has("vbs") && snapshot.tagged("vbs.of") == Some("vol-00000001"));
+        assert_eq!((snapshot.data_percent, snapshot.device), (None, None));
+        assert!(cow.is_cow() && !cow.is_invalid() && cow.origin == "vol-00000003");
+        assert!(thin.is_active() && !thin.is_cow() && !thin.is_suspended());
+        assert!(linear.has("vbs.unfinished") && !linear.is_open() && linear.size == 64 << 20);
+        let with = |attr: &str| Lv { attr: attr.into(), origin: "vol-00000003".into(), ..Lv::default() };
+        assert!(with("swi-I-s---").is_invalid() && with("swi-S-s---").is_invalid());
+        assert!(with("owi-s-s---").is_suspended() && with("").attr.is_empty() && !with("").is_active());
+        let troubles = ["twi-aotzD-", "twi-aotzM-", "twi-cotz--", "twi-aotzF-"].map(|attr| with(attr).trouble());
+        let expected = [Trouble::Full, Trouble::Metadata, Trouble::Metadata, Trouble::Failed];
+        assert_eq!(troubles, expected.map(Some));
+    }
+
+    #[test]
+    fn what_vgs_shows_and_where_a_volume_lies_is_read() {
+        let shown = r#" {"report": [ {"vg": [
+            {"vg_name":"vbs", "vg_size":"25765609472", "vg_free":"17108566016", "vg_extent_size":"4194304"} ] } ] }"#;
+        let expected = Vg { size: 25_765_609_472, free: 17_108_566_016, extent: 4 << 20 };
+        assert_eq!(vgs(shown), Ok(vec![("vbs".to_owned(), expected)]));
+        let shown = r#"{"report":[{"lv":[{"seg_pe_ranges":"/dev/vdb:2064-2079 /dev/vdc:0-3"},{"seg_pe_ranges":"/dev/vdd:7-7"}]}]}"#;
+        assert_eq!(
+            ranges(shown),
+            Ok(["/dev/vdb:2064-2079", "/dev/vdc:0-3", "/dev/vdd:7-7"].map(str::to_owned).to_vec())
+        );
+        for hostile in ["--yes", "/dev/vdb", "/dev/vdb:1", "pool_tdata:0-3", "/dev/vdb:-1-2"] {
+            let shown = format!(r#"{{"report":[{{"lv":[{{"seg_pe_ranges":"{hostile}"}}]}}]}}"#);
+            assert!(ranges(&shown).is_err(), "{hostile}");
+        }
+    }
+
+    #[test]
+    fn whatever_else_is_printed_is_an_error_and_no_panic() {
+        let empty = r#"{"report": [ {"lv": [ ] } ] }"#;
+        assert_eq!(lvs(empty), Ok(vec![]));
+        for end in 0..SHOWN.len() {
+            assert!(lvs(&SHOWN[..end]).is_err());
+        }
+        for (from, to) in
+            [("\"67108864\"", "67108864"), ("67108864", "-1"), ("lv_attr", "attr"), ("8589934592", "8.00g")]
+        {
+            assert!(lvs(&SHOWN.replace(from, to)).is_err(), "{to}");
+        }
+        for odd in ["", "{", "null", "{}", "[]", r#"{"report":3}"#, "\u{0}{\u{ffff}", r#"{"report":[{"lv":[7]}]}"#] {
+            assert!(lvs(odd).is_err() && ranges(odd).is_err() && vgs(odd).is_err(), "{odd}");
+        }
+        let extreme = r#"{"report":[{"vg":[{"vg_name":"a","vg_size":"0","vg_free":"0","vg_extent_size":"0"}]}]}"#;
+        assert!(vgs(extreme).is_err());
+        let percent = SHOWN.replace("10.22", "NaN");
+        assert_eq!(lvs(&percent).unwrap()[0].metadata_percent, None);
+    }
 }
