@@ -24,6 +24,8 @@ mod nodes;
 mod repairs;
 #[path = "it/snapshot_copies.rs"]
 mod snapshot_copies;
+#[path = "it/storage_lab.rs"]
+mod storage_lab;
 #[path = "it/storage_real.rs"]
 mod storage_real;
 #[path = "it/support/mod.rs"]

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::VolumeDriver;
 use super::file_driver::FileDriver;
+use super::lvm::LvmDriver;
 use crate::config;
 use crate::delegate::target::TargetDriver;
 use crate::delegate::target::iet::Iet;
@@ -32,7 +33,7 @@ impl LocalStorage {
     pub async fn open(config: &config::Storage, stop: &CancellationToken) -> Result<Self> {
         let volumes: Box<dyn VolumeDriver> = match &config.volumes {
             config::Volumes::File => Box::new(FileDriver::open(&config.data_dir, stop).await?),
-            config::Volumes::Lvm(_) => return Err(DelegateError::fatal("the LVM driver is not in this program yet")),
+            config::Volumes::Lvm(lvm) => Box::new(LvmDriver::open(lvm, &config.data_dir, stop).await?),
         };
         let target: Box<dyn TargetDriver> = match &config.target {
             config::Target::Tgt(tgt) => Box::new(Tgt::new(tgt.clone())),

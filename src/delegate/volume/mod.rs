@@ -11,6 +11,7 @@ pub mod copy;
 pub mod file;
 pub mod file_driver;
 pub mod local;
+pub mod lvm;
 
 /// What keeps the bytes of a storage node. As with [`super::VolumeDelegate`], whose verbs of the same names say more, every
 /// call looks at what is there and makes up the difference; whether a volume is exported is not a driver's business.

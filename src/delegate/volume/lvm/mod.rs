@@ -1,0 +1,247 @@
+//! The `lvm` driver: volumes and snapshots are logical volumes of one volume group, by the commands of lvm2.
+//!
+//! - Their names are the ids, and they carry the tags `vbs` and the id. What does not is not ours and is never touched.
+//! - Every call looks at what LVM reports, and makes up the difference. What is made in more than one step is tagged
+//!   [`group::UNFINISHED`] until it is what its name says, so that a crash in between is done again.
+//! - Two layouts: [`thin`] volumes, whose snapshots cost next to nothing, and [`thick`] ones as they were in 2009.
+//! - One group is one delegate's: another on this machine that is given the same group does not start.
+
+use std::fs::File;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
+
+use super::{Contents, VolumeDriver};
+use crate::config::{self, Layout};
+use crate::delegate::{DelegateError, Result, SnapshotMethod, SnapshotReport, SnapshotSpec, VolumeSpec, data_dir};
+use crate::ids::{SnapshotId, VolumeId};
+
+mod copy_out;
+#[cfg(test)]
+mod double;
+mod group;
+mod raw;
+mod report;
+#[cfg(test)]
+mod tests;
+mod thick;
+mod thin;
+
+use group::{Group, Host, Run, Seen, UNFINISHED};
+use report::Lv;
+
+/// The tag that says which volume a snapshot is of.
+const SNAPSHOT_OF: &str = "vbs.of";
+
+/// The tag that says how many bytes of a snapshot hold data.
+const DATA: &str = "vbs.data";
+
+/// How long a device node may take to appear after the command that made it has ended.
+const NODE_WAIT: Duration = Duration::from_secs(5);
+
+/// Where the parts of the host are that the driver meets outside of LVM's commands.
+#[derive(Debug, Clone)]
+struct Places {
+    /// The device nodes.
+    dev: PathBuf,
+    /// The locks of what runs.
+    locks: PathBuf,
+}
+
+/// Volumes and snapshots in a volume group.
+pub struct LvmDriver {
+    group: Arc<Group>,
+    kind: Kind,
+    /// Held for as long as this lives.
+    _locks: [File; 2],
+}
+
+enum Kind {
+    Thin(thin::Thin),
+    Thick(thick::Thick),
+}
+
+impl LvmDriver {
+    /// Takes the volume group over. Fails when it, or its pool, is not there or not fit, and when another delegate has it.
+    /// When `stop` is cancelled, copies at work end within a moment; everything else goes on.
+    pub async fn open(config: &config::Lvm, data_dir: &Path, stop: &CancellationToken) -> Result<Self> {
+        let places = Places { dev: "/dev".into(), locks: "/run/lock".into() };
+        Self::open_at(config, data_dir, stop, Arc::new(Host), &places).await
+    }
+
+    async fn open_at(
+        config: &config::Lvm,
+        data_dir: &Path,
+        stop: &CancellationToken,
+        run: Arc<dyn Run>,
+        places: &Places,
+    ) -> Result<Self> {
+        let group = Arc::new(Group::new(&config.volume_group, &places.dev, run)?);
+        let (data_dir, locks) = (data_dir.to_owned(), places.locks.clone());
+        let name = format!("vbs-{}.lock", config.volume_group);
+        let take = move || {
+            std::fs::create_dir_all(&data_dir)?;
+            std::fs::create_dir_all(&locks)?;
+            Ok([data_dir::take(&data_dir)?, data_dir::take_file(&locks.join(name))?])
+        };
+        let locks = blocking(move || take().map_err(|e: std::io::Error| DelegateError::fatal(e.to_string()))).await?;
+        let kind = match &config.layout {
+            Layout::Thin(thin) => Kind::Thin(thin::Thin::open(Arc::clone(&group), thin.clone()).await?),
+            Layout::Thick(thick) => Kind::Thick(thick::Thick::open(Arc::clone(&group), thick, stop).await?),
+        };
+        Ok(Self { group, kind, _locks: locks })
+    }
+}
+
+#[async_trait]
+impl VolumeDriver for LvmDriver {
+    fn name(&self) -> &'static str {
+        match self.kind {
+            Kind::Thin(_) => "lvm-thin",
+            Kind::Thick(_) => "lvm-thick",
+        }
+    }
+
+    fn snapshot_method(&self) -> SnapshotMethod {
+        SnapshotMethod::Atomic
+    }
+
+    fn path(&self, volume: &VolumeId) -> PathBuf {
+        self.group.path(volume.as_str())
+    }
+
+    async fn ensure_volume(&self, spec: &VolumeSpec) -> Result<()> {
+        match &self.kind {
+            Kind::Thin(thin) => thin.ensure_volume(spec).await,
+            Kind::Thick(thick) => thick.ensure_volume(spec).await,
+        }
+    }
+
+    async fn ensure_no_volume(&self, volume: &VolumeId) -> Result<()> {
+        match &self.kind {
+            Kind::Thin(thin) => thin.ensure_no_volume(volume).await,
+            Kind::Thick(thick) => thick.ensure_no_volume(volume).await,
+        }
+    }
+
+    async fn ensure_ready(&self, volume: &VolumeId) -> Result<()> {
+        ready(&self.group, volume.as_str()).await.map(drop)
+    }
+
+    async fn ensure_snapshot(&self, spec: &SnapshotSpec) -> Result<SnapshotReport> {
+        match &self.kind {
+            Kind::Thin(thin) => thin.ensure_snapshot(spec).await,
+            Kind::Thick(thick) => thick.ensure_snapshot(spec).await,
+        }
+    }
+
+    async fn ensure_no_snapshot(&self, spec: &SnapshotSpec) -> Result<()> {
+        match &self.kind {
+            Kind::Thin(thin) => thin.ensure_no_snapshot(spec).await,
+            Kind::Thick(thick) => thick.ensure_no_snapshot(spec).await,
+        }
+    }
+
+    async fn contents(&self) -> Result<Contents> {
+        match &self.kind {
+            Kind::Thin(thin) => thin.contents().await,
+            Kind::Thick(thick) => thick.contents().await,
+        }
+    }
+}
+
+/// Makes the device of a finished logical volume of ours ready to be opened, and gives its path.
+async fn ready(group: &Group, name: &str) -> Result<PathBuf> {
+    let lv = {
+        let turn = group.turn().await;
+        let seen = turn.look_at(name).await?;
+        let lv = finished(&seen, name)?.ok_or_else(|| missing(name))?;
+        activated(&turn, lv).await?
+    };
+    device(group, &lv).await
+}
+
+/// Activates a logical volume if it is not, and gives what it is then.
+async fn activated(turn: &group::Turn<'_>, lv: &Lv) -> Result<Lv> {
+    if lv.is_active() && !lv.is_suspended() {
+        return Ok(lv.clone());
+    }
+    turn.activate(lv).await?;
+    let now = turn.look_at(&lv.name).await?.0.into_iter().find(|now| now.is_active() && !now.is_suspended());
+    now.ok_or_else(|| DelegateError::retry(format!("{} is not active after it was activated", lv.name)))
+}
+
+/// Waits until the path of an active logical volume leads to its device, and to no other thing.
+async fn device(group: &Group, lv: &Lv) -> Result<PathBuf> {
+    let path = group.path(&lv.name);
+    let patience = Instant::now() + NODE_WAIT;
+    loop {
+        let found = tokio::fs::metadata(&path).await;
+        match found {
+            // A late node is no lost volume, and one that is still another's is late.
+            Ok(meta) if is_device(&meta, lv) => return Ok(path),
+            _ if Instant::now() < patience => tokio::time::sleep(NODE_WAIT / 50).await,
+            Ok(_) => return Err(DelegateError::retry(format!("{} is not the device of {}", path.display(), lv.name))),
+            Err(e) => return Err(DelegateError::retry(format!("{}: {e}", path.display()))),
+        }
+    }
+}
+
+#[cfg(not(test))]
+fn is_device(meta: &std::fs::Metadata, lv: &Lv) -> bool {
+    let number = (rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev()));
+    meta.file_type().is_block_device() && lv.device == Some(number)
+}
+
+/// The double of LVM has files for devices.
+#[cfg(test)]
+fn is_device(meta: &std::fs::Metadata, lv: &Lv) -> bool {
+    meta.is_file() && lv.device.is_some() && !meta.file_type().is_block_device() && meta.rdev() == 0
+}
+
+/// The logical volume of this name, when it is ours and is what its name says.
+fn finished<'a>(seen: &'a Seen, name: &str) -> Result<Option<&'a Lv>> {
+    Ok(seen.ours(name, name)?.filter(|lv| !lv.has(UNFINISHED)))
+}
+
+fn volumes(seen: &Seen) -> Vec<(VolumeId, u64)> {
+    let finished = seen.all_ours().filter(|lv| !lv.has(UNFINISHED));
+    finished.filter_map(|lv| Some((VolumeId::parse(&lv.name).ok()?, lv.size))).collect()
+}
+
+fn snapshots(seen: &Seen) -> Vec<SnapshotId> {
+    let finished = seen.all_ours().filter(|lv| !lv.has(UNFINISHED));
+    finished.filter_map(|lv| SnapshotId::parse(&lv.name).ok()).collect()
+}
+
+fn data_tag(lv: &Lv) -> u64 {
+    lv.tagged(DATA).and_then(|bytes| bytes.parse().ok()).unwrap_or(lv.size).min(lv.size)
+}
+
+/// Whole extents; more than there are numbers for is more than there is room for.
+fn round_up(bytes: u64, extent: u64) -> Result<u64> {
+    let rounded = bytes.max(1).checked_next_multiple_of(extent);
+    rounded
+        .filter(|size| i64::try_from(*size).is_ok())
+        .ok_or_else(|| DelegateError::fatal(format!("no logical volume can have {bytes} bytes")))
+}
+
+fn missing(what: impl std::fmt::Display) -> DelegateError {
+    DelegateError::fatal(format!("{what} is not on this node"))
+}
+
+fn too_small(snapshot: &SnapshotId, bytes: u64) -> DelegateError {
+    DelegateError::fatal(format!("{snapshot} has {bytes} bytes, more than the volume shall have"))
+}
+
+/// Runs work that blocks where it may.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(e) => Err(DelegateError::retry(format!("the LVM driver stopped: {e}"))),
+    }
+}
