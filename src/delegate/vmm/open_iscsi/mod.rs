@@ -284,7 +284,10 @@ impl Initiator {
             }
             // While it goes it is `cancel`: an earlier call has told it to.
             if !matches!(unit.state.as_str(), "cancel" | "deleted") {
-                self.sysfs().write(unit.dir.join("delete"), "1".into(), FLUSH).await?;
+                let told = self.sysfs().write(unit.dir.join("delete"), "1".into(), FLUSH).await;
+                if told.is_err() && !gone(unit.dir.clone()).await? {
+                    return told;
+                }
             }
             self.until(|| gone(unit.dir.clone()), || format!("{} does not go", unit.dir.display())).await?;
         }

@@ -48,6 +48,8 @@ mod xenbus;
 /// How long both ends get to connect once the tool has done its part. A guest that does not run yet takes longer, and the
 /// attach is tried again.
 const CONNECT: Duration = Duration::from_secs(15);
+/// How long a disk gets to connect that the tool has given up: it may come after all.
+const AFTER_ALL: Duration = Duration::from_secs(2);
 /// How long an attach or detach that somebody else is at gets to end: `xl` runs on when we are killed.
 const SETTLE: Duration = Duration::from_secs(20);
 /// How long a device that was torn out gets to be gone from the kernel.
@@ -182,6 +184,12 @@ fn others(view: &View, uses: &[Use], machine: &MachineRef) -> Others {
     others
 }
 
+/// Whether the tool is to be run for a disk that shall go. A guest that was asked is not asked again; when it has let go, the
+/// tool has to clear up.
+fn must_ask(vbd: &Vbd, force: bool, asked: u32) -> bool {
+    if force { asked < 2 } else { vbd.online || vbd.backend == CLOSED }
+}
+
 #[async_trait]
 impl VmmDelegate for Xen {
     /// The node's own, whatever the machine.
@@ -280,6 +288,7 @@ impl VmmDelegate for Xen {
         }
         let done = self.toolstack.attach(domain, &path, place).await;
         let mut complaint = done.err().map(|failure| failure.to_string());
+        let limit = if complaint.is_some() { AFTER_ALL } else { CONNECT };
         let ended = |view: &View| {
             let own = view.uses(&spec.iqn).into_iter().find(|u| u.domain == domain).and_then(|used| used.vbd);
             let Some(vbd) = own else { return Some(false) };
@@ -290,7 +299,7 @@ impl VmmDelegate for Xen {
             // On the way down: the guest will not have it.
             (vbd.backend > store::CONNECTED).then_some(false)
         };
-        if self.wait(CONNECT, ended).await? == Some(true) {
+        if self.wait(limit, ended).await? == Some(true) {
             return Ok(());
         }
         self.clear(&spec.machine, &spec.iqn).await?;
@@ -302,37 +311,33 @@ impl VmmDelegate for Xen {
         open_iscsi::check(&spec.iqn, &spec.volume)?;
         let _turn = self.turn(&spec.machine.uuid).await;
         let end = Instant::now() + if force { TEAR } else { self.detach_wait };
-        let mut last = None;
-        let mut torn = 0;
+        let (mut asked, mut last) = (0, None);
         loop {
             let view = self.look().await?;
             let uses = view.uses(&spec.iqn);
-            let own: Vec<&Use> = match view.find(&spec.machine) {
-                Some(domain) => uses.iter().filter(|u| u.domain == domain.id).collect(),
-                None => Vec::new(),
-            };
-            let zombie = uses.iter().any(|u| view.domain(u.domain).is_none());
+            let domain = view.find(&spec.machine).map(|domain| domain.id);
+            let own: Vec<&Vbd> =
+                uses.iter().filter(|u| Some(u.domain) == domain).filter_map(|u| u.vbd.as_ref()).collect();
+            // In the kernel alone, or of a domain that is not there any more: nobody can be asked.
+            let zombie = uses.iter().any(|u| Some(u.domain) == domain || view.domain(u.domain).is_none());
             if own.is_empty() && !zombie {
                 return Ok(Detach::Gone);
             }
-            for used in own {
-                let Some(vbd) = &used.vbd else { continue };
-                let again = vbd.backend == CLOSED;
-                if force && torn < 2 {
-                    torn += 1;
-                    last = self.toolstack.detach(used.domain, used.vdev, true).await.err().or(last);
-                } else if !force && (vbd.online || again) {
-                    // Asked once, or for the last time.
-                    last = self.toolstack.detach(used.domain, used.vdev, false).await.err().or(last);
-                }
+            let ask: Vec<&&Vbd> = own.iter().filter(|vbd| must_ask(vbd, force, asked)).collect();
+            if Instant::now() >= end && (asked > 0 || ask.is_empty()) {
+                return match last {
+                    Some(failure) if force => Err(DelegateError::from(failure)),
+                    _ => Ok(Detach::Busy),
+                };
             }
-            if Instant::now() >= end {
-                if let (true, Some(failure)) = (force, last) {
-                    return Err(failure.into());
-                }
-                return Ok(Detach::Busy);
+            if ask.is_empty() {
+                sleep(LOOK).await;
+                continue;
             }
-            sleep(LOOK).await;
+            asked += 1;
+            for vbd in ask {
+                last = self.toolstack.detach(vbd.domain, vbd.vdev, force).await.err().or(last);
+            }
         }
     }
 
