@@ -6,8 +6,13 @@ use vbs::config::{self, Config, DelegateConfig};
 fn the_configuration_files_of_the_operators_manual_are_read() {
     let manual = include_str!("../../docs/operations.md");
     let files: Vec<&str> = manual.split("```toml\n").skip(1).map(|rest| rest.split_once("```").unwrap().0).collect();
-    let [gateway, storage, hypervisor] = files[..] else { panic!("{} files", files.len()) };
+    let [gateway, storage, hypervisor, others @ ..] = &files[..] else { panic!("{} files", files.len()) };
     toml::from_str::<Config>(gateway).unwrap().validate().unwrap();
     toml::from_str::<DelegateConfig<config::Storage>>(storage).unwrap();
     toml::from_str::<DelegateConfig<config::Vmm>>(hypervisor).unwrap();
+    for other in others {
+        let as_storage = toml::from_str::<DelegateConfig<config::Storage>>(other).map(drop);
+        let as_hypervisor = toml::from_str::<DelegateConfig<config::Vmm>>(other).map(drop);
+        as_storage.or_else(|storage| as_hypervisor.map_err(|vmm| (storage, vmm))).unwrap();
+    }
 }
