@@ -100,11 +100,13 @@ impl Thin {
         let (name, volume) = (spec.snapshot.as_str(), spec.volume.as_str());
         let turn = self.group.turn().await;
         let mut seen = turn.look().await?;
-        if let Some(there) = seen.ours(name, name)? {
-            if !there.has(UNFINISHED) {
-                return Ok(report(there));
-            }
-            turn.remove(there).await?;
+        let there = seen.ours(name, name)?;
+        if let Some(there) = there.filter(|there| !there.has(UNFINISHED)) {
+            return Ok(report(there));
+        }
+        spec.may_cut()?;
+        if let Some(half_done) = there {
+            turn.remove(half_done).await?;
         }
         let mut origin = seen.ours(volume, volume)?.ok_or_else(|| missing(volume))?;
         if !origin.is_active() || origin.is_suspended() || origin.data_percent.is_none() {
