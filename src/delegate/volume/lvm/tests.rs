@@ -172,6 +172,17 @@ async fn what_is_not_tagged_as_ours_is_neither_shown_nor_touched() {
 }
 
 #[tokio::test]
+async fn what_is_there_is_told_while_a_change_is_at_work() {
+    for layout in [thin(), thick()] {
+        let node = Node::new(layout);
+        let driver = node.open().await;
+        let turn = driver.group.turn().await;
+        tokio::time::timeout(Duration::from_secs(10), driver.contents()).await.expect("it does not wait").unwrap();
+        drop(turn);
+    }
+}
+
+#[tokio::test]
 async fn a_volume_that_is_open_is_not_removed() {
     let node = Node::new(thin());
     let driver = node.open().await;

@@ -135,7 +135,7 @@ impl Thin {
 
     /// What is there.
     pub async fn contents(&self) -> Result<Contents> {
-        let seen = self.group.turn().await.look().await?;
+        let seen = self.group.look().await?;
         Ok(Contents {
             volumes: super::volumes(&seen),
             snapshots: super::snapshots(&seen),
