@@ -445,8 +445,11 @@ mod tests {
     async fn a_copy_is_of_one_point_in_time_only_while_the_guest_rests() {
         let Attached { cloud, storage, vmm, disk } = attached().await;
         let token = cloud.guest_writes("m1", &disk.volume).unwrap();
-        let [torn, whole, cut] =
-            [(); 3].map(|()| SnapshotSpec { snapshot: SnapshotId::generate(), volume: disk.volume.clone(), cut: false });
+        let [torn, whole, cut] = [(); 3].map(|()| SnapshotSpec {
+            snapshot: SnapshotId::generate(),
+            volume: disk.volume.clone(),
+            cut: false,
+        });
         storage.ensure_snapshot(G, &torn).await.unwrap();
         let rest = pause(&disk);
         vmm.ensure_paused(G, &rest).await.unwrap();
