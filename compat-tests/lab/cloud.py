@@ -28,7 +28,7 @@ PORT = 8080
 GROUP = "vbs"
 # What the lab's own volume group has when there is nothing in it.
 OURS = {"pool", "pool_tdata", "pool_tmeta", "lvol0_pmspare"}
-LAYOUTS = {"thin": {"thin": {"pool": "pool"}}, "thick": {"thick": {}}}
+LAYOUTS = {"thin": {"pool": "pool"}, "thick": {}}
 TARGETS = {
     "lio": {"lio": {"portal": bare.LIO}},
     "tgt": {"tgt": {"socket_dir": "/run/vbs/tgt", "control_port": 0, "portal": bare.TGT}},
@@ -113,10 +113,9 @@ class Delegate:
 class Cloud:
     """A vbs with a storage node and a Xen node, for as long as the `with` lasts. What a test leaves behind is its finding."""
 
-    def __init__(self, lab, layout, target):
+    def __init__(self, lab, layout, target, **settings):
         self.lab = lab
-        self.name = f"{layout}-{target}"
-        lvm = {"lvm": {"volume_group": GROUP, "layout": LAYOUTS[layout]}}
+        lvm = {"lvm": {"volume_group": GROUP, "layout": {layout: LAYOUTS[layout] | settings}}}
         drivers = {"volumes": lvm, "target": TARGETS[target]}
         self.storage = Delegate(lab.storage, "volume-delegate", "storage-1", drivers)
         self.xen = Delegate(lab.xen, "vmm-delegate", "xen-1", {"hypervisor": {"xen": {}}})
