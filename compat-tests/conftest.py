@@ -15,7 +15,7 @@ from boto.ec2.regioninfo import RegionInfo
 from botocore.config import Config
 
 from ledger import Ledger
-from running import PROGRAM, TARGET, Dev, directory, until
+from running import PROGRAM, TARGET, Dev, aws_environment, directory, until
 
 LEDGER = Ledger()
 
@@ -130,24 +130,6 @@ class CliError(Exception):
         super().__init__(message)
         self.status = status
         self.message = message
-
-
-def aws_environment(account, home):
-    """An environment in which the AWS CLI finds this account and nothing of this machine's user."""
-    nowhere = str(Path(home) / "none")
-    return {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "HOME": str(home),
-        "AWS_CONFIG_FILE": nowhere,
-        "AWS_SHARED_CREDENTIALS_FILE": nowhere,
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_PAGER": "",
-        "AWS_DEFAULT_OUTPUT": "json",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": account.endpoint,
-        "AWS_ACCESS_KEY_ID": account.key,
-        "AWS_SECRET_ACCESS_KEY": account.secret,
-    }
 
 
 def camel(command):

@@ -11,6 +11,7 @@ import signal
 import socket
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from contextlib import contextmanager
@@ -184,6 +185,24 @@ def read_env(path):
     """The variables of a file of `export NAME=VALUE` lines."""
     words = [word for word in shlex.split(Path(path).read_text()) if word != "export"]
     return dict(word.split("=", 1) for word in words)
+
+
+def aws_environment(account, home):
+    """An environment in which the AWS CLI finds this account and nothing of this machine's user."""
+    nowhere = str(Path(home) / "none")
+    return {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HOME": str(home),
+        "AWS_CONFIG_FILE": nowhere,
+        "AWS_SHARED_CREDENTIALS_FILE": nowhere,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_PAGER": "",
+        "AWS_DEFAULT_OUTPUT": "json",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": account.endpoint,
+        "AWS_ACCESS_KEY_ID": account.key,
+        "AWS_SECRET_ACCESS_KEY": account.secret,
+    }
 
 
 def toml(settings):

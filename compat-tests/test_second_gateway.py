@@ -10,8 +10,8 @@ import pytest
 from boto.exception import EC2ResponseError
 from botocore.exceptions import SSLError
 
-from conftest import aws_environment, boto2_connection, wait
-from running import Process, free_port, toml, until
+from conftest import boto2_connection, wait
+from running import Process, aws_environment, free_port, toml, until
 
 
 @pytest.fixture(scope="module")

@@ -79,13 +79,15 @@ pub fn copy(from: &Path, to: &Path, length: u64, size: u64, work: &Work<'_>) -> 
     let mut space = vec![0; STEP + ALIGN];
     let start = space.as_ptr().align_offset(ALIGN);
     let buffer = space.get_mut(start..start.saturating_add(STEP)).ok_or(io::ErrorKind::OutOfMemory)?;
+    let zeros = vec![0; GRAIN];
     let (mut at, mut data) = (0, 0);
     while at < length {
         let part = &mut buffer[..usize::try_from(length - at).unwrap_or(STEP).min(STEP)];
         work.pace.wait(part.len() as u64, work.stop)?;
         from.read_exact_at(part, at)?;
         to.write_all_at(part, at)?;
-        data += part.chunks(GRAIN).filter(|piece| piece.iter().any(|byte| *byte != 0)).map(<[u8]>::len).sum::<usize>();
+        // By slices and not byte by byte: also in a build that is not optimized this must not be slower than the disks.
+        data += part.chunks(GRAIN).filter(|piece| **piece != zeros[..piece.len()]).map(<[u8]>::len).sum::<usize>();
         at += part.len() as u64;
         work.done.store(at, Ordering::Relaxed);
     }
