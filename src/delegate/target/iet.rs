@@ -337,7 +337,7 @@ fn free(name: &str, targets: &[Target]) -> u32 {
         .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     let start = u32::try_from(hash >> 33).unwrap_or(1).max(1);
     let free = |tid: &u32| targets.iter().all(|target| target.tid != *tid);
-    (start..).chain(1..start).find(free).unwrap_or(start)
+    (start..1 << 31).chain(1..start).find(free).unwrap_or(start)
 }
 
 /// What initiators are told to be the serial number.

@@ -51,28 +51,27 @@ pub struct Unit {
 
 impl State {
     /// Reads what was kept in the directory.
-    pub fn read(dir: &Path) -> Self {
+    pub(crate) fn read(dir: &Path) -> Self {
         serde_json::from_slice(&std::fs::read(dir.join("state")).unwrap()).unwrap()
     }
 
     /// Keeps it, and shows it as the kernel does.
-    pub fn write(&self, dir: &Path) {
-        let (mut volume, mut session) = (String::new(), String::new());
-        for target in &self.targets {
-            let head = format!("tid:{} name:{}\n", target.tid, target.name);
-            volume += &head;
-            session += &head;
-            for Unit { lun, kind, path, .. } in &target.units {
-                volume +=
-                    &format!("\tlun:{lun} state:0 iotype:{kind} iomode:wt blocks:2048 blocksize:512 path:{path}\n");
-            }
-            for (number, initiator) in target.sessions.iter().enumerate() {
-                session += &format!("\tsid:{number} initiator:{initiator}\n");
-                session += "\t\tcid:0 ip:127.0.0.1 state:active hd:none dd:none\n";
-            }
+    pub(crate) fn write(&self, dir: &Path) {
+        let (mut volume, mut session) = (Vec::new(), Vec::new());
+        for Target { tid, name, units, sessions, .. } in &self.targets {
+            let head = format!("tid:{tid} name:{name}\n");
+            volume.push(head.clone());
+            session.push(head);
+            volume.extend(units.iter().map(|Unit { lun, kind, path, .. }| {
+                format!("\tlun:{lun} state:0 iotype:{kind} iomode:wt blocks:2048 blocksize:512 path:{path}\n")
+            }));
+            session.extend(sessions.iter().zip(1..).map(|(initiator, sid)| {
+                let connection = "\t\tcid:0 ip:127.0.0.1 state:active hd:none dd:none\n";
+                format!("\tsid:{sid} initiator:{initiator}\n{connection}")
+            }));
         }
-        for (name, text) in [("state", serde_json::to_string(self).unwrap()), ("volume", volume), ("session", session)]
-        {
+        let state = serde_json::to_string(self).unwrap();
+        for (name, text) in [("state", state), ("volume", volume.concat()), ("session", session.concat())] {
             std::fs::write(dir.join("new"), text).unwrap();
             std::fs::rename(dir.join("new"), dir.join(name)).unwrap();
         }

@@ -291,7 +291,7 @@ async fn what_a_delegate_that_was_killed_has_left_is_taken_up_or_taken_away() {
     drop(xen);
     std::fs::remove_file(dir.path().join("data/sessions.json")).unwrap();
     let xen = start(dir.path(), &dir.path().join("socket")).await;
-    let lab = Lab { dir, xen, disk, connect, portal };
+    let lab = Lab { dir, xen, portal, connect, disk };
     assert_eq!(lab.disks().await, (vec![], 1), "whom it was for is lost, that it is there is not");
     // The sweeper's call for a session that nobody has a row for.
     let orphan = DiskSpec { machine: MachineRef { name: String::new(), uuid: String::new() }, ..lab.disk.clone() };

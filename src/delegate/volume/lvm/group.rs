@@ -79,7 +79,6 @@ pub struct Host;
 impl Run for Host {
     async fn run(&self, program: &str, args: &[String], timeout: Duration) -> Result<String, Failed> {
         use std::os::unix::process::ExitStatusExt;
-        // What is thrown away here is only known to be lost when a shell would say 139.
         const SEGV: i32 = 11;
         Command::new(program).args(args).timeout(timeout).run().await.map_err(|failure| Failed {
             crashed: match &failure.reason {
