@@ -3,6 +3,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 
 use tempfile::TempDir;
 use vbs::config;
@@ -126,12 +127,26 @@ impl Iet {
     }
 }
 
-/// The program, an example of the crate: `cargo test` builds it, `cargo test --test it` alone does not.
-fn double() -> PathBuf {
-    let own = std::env::current_exe().unwrap();
-    let built = own.ancestors().nth(2).unwrap().join("examples/ietadm-double");
-    assert!(built.exists(), "there is no {}: run cargo build --examples", built.display());
-    built
+/// The program, an example of the crate: `cargo test` builds it, and `cargo test --test it` does not, unless there is none.
+fn double() -> &'static Path {
+    static BUILT: LazyLock<PathBuf> = LazyLock::new(|| {
+        let own = std::env::current_exe().unwrap();
+        let built = own.ancestors().nth(2).unwrap().join("examples/ietadm-double");
+        if !built.exists() {
+            let mut cargo = Command::new(env!("CARGO"));
+            cargo.args(["build", "--quiet", "--locked", "--example", "ietadm-double"]);
+            // What cargo tells of this crate would have others be built anew.
+            for (name, _) in std::env::vars_os() {
+                if name.to_string_lossy().starts_with("CARGO_PKG_") || name == "CARGO_MANIFEST_DIR" {
+                    cargo.env_remove(name);
+                }
+            }
+            assert!(cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap().success());
+        }
+        assert!(built.exists(), "there is no {}: run cargo build --examples", built.display());
+        built
+    });
+    &BUILT
 }
 
 /// As much of regular expressions as the driver uses.

@@ -17,7 +17,7 @@ use super::group::{Group, Seen, Turn, UNFINISHED};
 use super::raw::{self, Pace, Work};
 use super::report::Lv;
 use super::thick::make_unfinished;
-use super::{DATA, SNAPSHOT_OF, activated, blocking, data_tag, device, finished, missing};
+use super::{DATA, SNAPSHOT_OF, activated, background, data_tag, device, finished, missing};
 use crate::delegate::{DelegateError, Result, SnapshotReport, SnapshotSpec};
 use crate::ids::SnapshotId;
 
@@ -204,7 +204,7 @@ impl Shared {
             drop(turn);
             let (from, to) = (device(&self.group, &cow).await?, device(&self.group, &copy).await?);
             let pace = Arc::clone(&self.pace);
-            let data = blocking(move || {
+            let data = background(move || {
                 raw::copy(&from, &to, size, size, &Work { pace: &pace, stop: &stop, done: &done })
                     .map_err(|e| DelegateError::retry(format!("cannot copy {}: {e}", from.display())))
             })

@@ -238,6 +238,16 @@ fn too_small(snapshot: &SnapshotId, bytes: u64) -> DelegateError {
     DelegateError::fatal(format!("{snapshot} has {bytes} bytes, more than the volume shall have"))
 }
 
+/// Runs work that blocks for hours perhaps, on a thread of its own: those of the runtime are numbered, and all else that blocks
+/// for a moment needs them.
+async fn background<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let (done, result) = tokio::sync::oneshot::channel();
+    // Nobody may be waiting any more.
+    let run = move || drop(done.send(work()));
+    std::thread::Builder::new().spawn(run).map_err(|e| DelegateError::retry(format!("cannot start a thread: {e}")))?;
+    result.await.unwrap_or_else(|_| Err(DelegateError::retry("the LVM driver stopped")))
+}
+
 /// Runs work that blocks where it may.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {

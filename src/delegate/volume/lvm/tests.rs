@@ -182,6 +182,28 @@ async fn what_is_there_is_told_while_a_change_is_at_work() {
     }
 }
 
+#[test]
+fn what_is_filled_for_hours_takes_no_thread_from_the_rest() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
+    runtime.block_on(async {
+        let node = Node::new(Layout::Thick(Thick { background_mib_s: 1 }));
+        let stop = CancellationToken::new();
+        let driver = node.open_with(&stop).await.unwrap();
+        let volume = blank(30 * EXTENT);
+        let rest = async {
+            let path = node.double.dev.join("vbs").join(volume.volume.as_str());
+            while std::fs::read(&path).map_or(true, |bytes| bytes[0] != 0) {
+                tokio::task::yield_now().await;
+            }
+            let moment = tokio::task::spawn_blocking(|| ());
+            tokio::time::timeout(Duration::from_secs(10), moment).await.expect("it waits for the fill").unwrap();
+            stop.cancel();
+        };
+        let (filled, ()) = tokio::join!(driver.ensure_volume(&volume), rest);
+        assert_eq!(filled.unwrap_err().kind, ErrorKind::Retry);
+    });
+}
+
 #[tokio::test]
 async fn a_volume_that_is_open_is_not_removed() {
     let node = Node::new(thin());

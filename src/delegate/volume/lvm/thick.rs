@@ -14,7 +14,7 @@ use super::copy_out::CopyOut;
 use super::group::{Group, Seen, Turn, UNFINISHED};
 use super::raw::{self, Pace, Work};
 use super::report::Lv;
-use super::{activated, blocking, device, finished, missing, ready, round_up};
+use super::{activated, background, device, finished, missing, ready, round_up};
 use crate::config;
 use crate::delegate::volume::Contents;
 use crate::delegate::{DelegateError, Result, SnapshotReport, SnapshotSpec, VolumeSpec};
@@ -79,7 +79,7 @@ impl Thick {
             Some(lv) => Fill::From(ready(&self.group, &lv.name).await?, lv.size),
         };
         let (pace, stop) = (Arc::clone(&self.pace), self.stop.clone());
-        blocking(move || {
+        background(move || {
             let done = AtomicU64::new(0);
             let with = Work { pace: &pace, stop: &stop, done: &done };
             let filled = match work {
@@ -110,7 +110,7 @@ impl Thick {
         drop(turn);
         let to = device(&self.group, &extra).await?;
         let (pace, stop) = (Arc::clone(&self.pace), self.stop.clone());
-        blocking(move || {
+        background(move || {
             let done = AtomicU64::new(0);
             raw::zero(&to, bytes, &Work { pace: &pace, stop: &stop, done: &done })
                 .map_err(|e| DelegateError::retry(format!("cannot fill {}: {e}", to.display())))
