@@ -156,9 +156,7 @@ impl Batch for Made {
                 "::bigint[]) AS asked (id, generation)), \
                  ended AS (UPDATE workflows SET finished_at = now(), lease_owner = NULL, lease_until = NULL, \
                     outcome = 'succeeded' FROM asked WHERE workflows.id = asked.id AND lease_generation = generation \
-                    AND outcome IS NULL RETURNING workflows.*), \
-                 noted AS (INSERT INTO workflow_events (workflow_id, generation, direction, step, event) \
-                    SELECT id, lease_generation, direction, '', outcome FROM ended), \
+                    AND outcome IS NULL RETURNING workflows.id, volume_id), \
                  made AS (UPDATE volumes SET state = CASE state WHEN 'creating' THEN 'available' ELSE state END \
                     WHERE id = ANY (ARRAY(SELECT volume_id FROM ended))) \
                  SELECT id FROM ended",

@@ -232,7 +232,8 @@ impl VolumeDelegate for Client {
     }
 
     async fn ensure_grown(&self, generation: Generation, spec: &VolumeSpec) -> Result<Growth> {
-        self.ensure("ensure_grown", SHORT, generation, spec).await
+        // Thick volumes are zeroed before they grow.
+        self.ensure("ensure_grown", LONG, generation, spec).await
     }
 
     async fn ensure_no_snapshot(&self, generation: Generation, spec: &SnapshotSpec) -> Result<()> {

@@ -310,7 +310,7 @@ mod tests {
     async fn a_snapshot_is_fenced_apart_from_its_volume_but_locks_it() {
         let (slow, volume) = (Slow::gated(), VolumeId::generate());
         let guarded = Arc::new(Guarded::in_memory(Arc::clone(&slow)));
-        let spec = SnapshotSpec { snapshot: SnapshotId::generate(), volume: volume.clone() };
+        let spec = SnapshotSpec { snapshot: SnapshotId::generate(), volume: volume.clone(), cut: false };
         let (on_volume, on_snapshot) = (Arc::clone(&guarded), Arc::clone(&guarded));
         let first = tokio::spawn(async move { on_snapshot.ensure_snapshot(Generation(9), &spec).await });
         slow.until(1).await;

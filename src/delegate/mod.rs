@@ -47,6 +47,20 @@ pub struct SnapshotSpec {
     pub snapshot: SnapshotId,
     /// The volume it is of. Once the snapshot is there the volume is no longer needed.
     pub volume: VolumeId,
+    /// Whether an earlier call has said that it is cut. If it is not there then, it is lost, and never cut anew at a later
+    /// instant.
+    #[serde(default)]
+    pub cut: bool,
+}
+
+impl SnapshotSpec {
+    /// Whether one that is not there is to be cut: refuses (Fatal) when it was cut before.
+    pub fn may_cut(&self) -> Result<()> {
+        if self.cut {
+            return Err(DelegateError::fatal(format!("{} was cut, and is lost", self.snapshot)));
+        }
+        Ok(())
+    }
 }
 
 /// What a storage node says of a snapshot that is cut: whatever is written to the volume from now on is not in it.
@@ -356,7 +370,8 @@ pub trait VolumeDelegate: Send + Sync {
 
     /// Cuts the snapshot, durably before this returns; one that is there already is left as it is. A driver that goes on to
     /// copy says how far it is, and goes on after a crash when it is asked again. A snapshot that is lost meanwhile, because
-    /// what keeps it overflowed, is an error (Fatal) and never one day whole.
+    /// what keeps it overflowed or is gone, is an error (Fatal) and never one day whole. Room is made for all of it at the cut:
+    /// one that is cut is never refused for want of room.
     async fn ensure_snapshot(&self, generation: Generation, spec: &SnapshotSpec) -> Result<SnapshotReport>;
 
     /// Grows the volume, and makes its exports show the new size where they can while somebody is logged in. Never shrinks.

@@ -48,7 +48,7 @@ async fn restore_node(cloud: &SimCloud, name: &str, sim: &Sim, pool: &Pool) -> R
             let volume = new_volume(&snapshot.volume_id, snapshot.volume_size_gib);
             node.ensure_volume(BEFORE_ALL, &volume).await.map_err(refused)?;
         }
-        let spec = SnapshotSpec { snapshot: snapshot.id, volume: snapshot.volume_id };
+        let spec = SnapshotSpec { snapshot: snapshot.id, volume: snapshot.volume_id, cut: false };
         node.ensure_snapshot(BEFORE_ALL, &spec).await.map_err(refused)?;
         if lent {
             node.ensure_no_volume(BEFORE_ALL, &spec.volume).await.map_err(refused)?;

@@ -66,7 +66,8 @@ impl Workflow for CreateSnapshot {
 
     async fn run(&self, run: &Run<'_>, step: Step) -> Result<(), StepError> {
         let row = row(run, &self.snapshot).await?;
-        let spec = SnapshotSpec { snapshot: row.id, volume: row.volume_id };
+        // The second step is begun once the node has said that it is cut.
+        let spec = SnapshotSpec { snapshot: row.id, volume: row.volume_id, cut: run.reached > 0 };
         match step {
             Step::Cut => {
                 let report = if run.reached == 0 {
@@ -90,7 +91,7 @@ impl Workflow for CreateSnapshot {
 
     async fn undo(&self, run: &Run<'_>, step: Step) -> Result<(), StepError> {
         let row = row(run, &self.snapshot).await?;
-        let spec = SnapshotSpec { snapshot: row.id, volume: row.volume_id };
+        let spec = SnapshotSpec { snapshot: row.id, volume: row.volume_id, cut: false };
         match step {
             Step::Cut => {
                 resume_all(run, &spec).await?;

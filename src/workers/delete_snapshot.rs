@@ -51,7 +51,7 @@ impl Workflow for DeleteSnapshot {
                 if volumes::any_creating_from(&mut *run.conn().await?, &self.snapshot).await? {
                     return Err(StepError::Wait("a volume is being made from it".into()));
                 }
-                let spec = SnapshotSpec { snapshot: row.id, volume: row.volume_id };
+                let spec = SnapshotSpec { snapshot: row.id, volume: row.volume_id, cut: false };
                 Ok(storage.ensure_no_snapshot(run.generation, &spec).await?)
             }
         }

@@ -40,7 +40,7 @@ const ANNOUNCE_PAUSE: Duration = Duration::from_millis(50);
 
 /// The pause between two claims at least, so that under load one claim takes many workflows. Nothing waits for it when little
 /// is to be done.
-const CLAIM_PAUSE: Duration = Duration::from_millis(5);
+const CLAIM_PAUSE: Duration = Duration::from_millis(20);
 
 /// How long steps in progress may go on after a stop was asked for.
 const STOP_GRACE: Duration = Duration::from_secs(5);

@@ -89,7 +89,7 @@ async fn volumes_are_made_grown_and_removed_however_often_it_is_asked(storage: &
 
 async fn snapshots_outlive_their_volumes_and_make_new_ones(storage: &dyn VolumeDelegate) {
     let volume = new_volume(storage, 2 * UNIT).await;
-    let spec = SnapshotSpec { snapshot: SnapshotId::generate(), volume: volume.clone() };
+    let spec = SnapshotSpec { snapshot: SnapshotId::generate(), volume: volume.clone(), cut: false };
     let report = whole_snapshot(storage, NOW, &spec).await;
     assert_eq!(report.size_bytes, 2 * UNIT);
     assert!(report.data_bytes <= report.size_bytes);
@@ -144,7 +144,7 @@ async fn a_volume_has_one_export_and_stays_while_it_has(storage: &dyn VolumeDele
 
 async fn a_worker_that_was_overtaken_is_refused(storage: &dyn VolumeDelegate) {
     let volume = new_volume(storage, UNIT).await;
-    let spec = SnapshotSpec { snapshot: SnapshotId::generate(), volume: volume.clone() };
+    let spec = SnapshotSpec { snapshot: SnapshotId::generate(), volume: volume.clone(), cut: false };
     // A snapshot is leased apart from its volume.
     whole_snapshot(storage, Generation(50), &spec).await;
     assert_eq!(kind(storage.ensure_no_snapshot(Generation(49), &spec).await), ErrorKind::Stale);
@@ -317,7 +317,7 @@ fn serve(service: impl Handler, key: &SecretSource, config: config::Server) -> c
 
 async fn a_snapshot_that_overflowed_is_lost_for_good(cloud: &SimCloud, storage: &dyn VolumeDelegate) {
     let volume = new_volume(storage, MIB).await;
-    let spec = SnapshotSpec { snapshot: SnapshotId::generate(), volume: volume.clone() };
+    let spec = SnapshotSpec { snapshot: SnapshotId::generate(), volume: volume.clone(), cut: false };
     assert!(storage.ensure_snapshot(NOW, &spec).await.unwrap().progress < 100);
     cloud.overflow();
     for _ in 0..2 {

@@ -132,6 +132,34 @@ async fn a_snapshot_that_overflows_while_it_is_copied_is_in_error_and_leaves_not
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_is_gone_after_it_was_answered_is_in_error_and_not_taken_anew() {
+    let copying = Copying::start().await;
+    let cloud = &copying.cloud;
+    let snapshot = copying.snapshot().await;
+    copying.guest_writes();
+    cloud.sim.forget_copies();
+    cloud.snapshot_becomes(&snapshot, "error").await;
+    assert_eq!((copying.content(&snapshot), cloud.sim.copies()), (None, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_progress_that_is_shown_stays_when_the_node_begins_to_copy_anew() {
+    let copying = Copying::start().await;
+    let cloud = &copying.cloud;
+    let snapshot = copying.snapshot().await;
+    cloud.sim.copy_in_background(40);
+    cloud.until("40 %", async || copying.shown(&snapshot).await.1 != "0%").await;
+    cloud.sim.copy_in_background(0);
+    cloud.sim.restart_copies();
+    let (_, before) = copying.shown(&snapshot).await;
+    let asked = cloud.sim.calls("ensure_snapshot");
+    cloud.until("asked again", async || cloud.sim.calls("ensure_snapshot") > asked + 2).await;
+    assert_eq!(copying.shown(&snapshot).await, ("pending".into(), before));
+    cloud.sim.copy_in_background(100);
+    cloud.snapshot_becomes(&snapshot, "completed").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_deleted_while_it_is_copied_is_gone_and_holds_nothing_up() {
     let copying = Copying::start().await;
     let cloud = &copying.cloud;

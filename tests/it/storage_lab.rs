@@ -46,7 +46,7 @@ async fn more_than_a_storage_node_has_is_refused_early_and_leaves_nothing() {
     assert_eq!(node.ensure_volume(NOW, &too_big(None)).await.unwrap_err().kind, ErrorKind::NoRoom);
     let small = VolumeSpec { volume: VolumeId::generate(), size_bytes: 8 << 20, snapshot: None };
     node.ensure_volume(NOW, &small).await.unwrap();
-    let spec = SnapshotSpec { snapshot: SnapshotId::generate(), volume: small.volume.clone() };
+    let spec = SnapshotSpec { snapshot: SnapshotId::generate(), volume: small.volume.clone(), cut: false };
     whole_snapshot(&node, NOW, &spec).await;
     let from = too_big(Some(spec.snapshot.clone()));
     assert_eq!(node.ensure_volume(NOW, &from).await.unwrap_err().kind, ErrorKind::NoRoom);

@@ -119,7 +119,7 @@ async fn bytes_written_over_iscsi_are_in_the_snapshot_and_in_what_is_made_of_it(
     let written = run(&portal, &first, &["read -P 0 0 4M", "write -P 0x5a 1M 64k", "flush"]);
     assert!(said(&written).contains("wrote 65536/65536") && !said(&written).contains("failed"), "{}", said(&written));
 
-    let spec = SnapshotSpec { snapshot: SnapshotId::generate(), volume: volume.clone() };
+    let spec = SnapshotSpec { snapshot: SnapshotId::generate(), volume: volume.clone(), cut: false };
     let report = node.storage.ensure_snapshot(NOW, &spec).await.unwrap();
     assert_eq!((report.size_bytes, report.data_bytes), (4 * MIB, 64 << 10));
     run(&portal, &first, &["write -P 0x77 1M 64k", "flush"]);

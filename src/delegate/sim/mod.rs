@@ -178,6 +178,18 @@ impl SimCloud {
         copies.for_each(|copy| copy.overflowed = true);
     }
 
+    /// Lets the snapshots that are being copied be gone, as when somebody has removed what they are made of.
+    pub fn forget_copies(&self) {
+        self.state().storages.values_mut().for_each(|node| node.copies.clear());
+    }
+
+    /// Lets the copies at work begin anew, as after a crash of their node.
+    pub fn restart_copies(&self) {
+        let mut state = self.state();
+        let copies = state.storages.values_mut().flat_map(|node| node.copies.values_mut());
+        copies.for_each(|copy| copy.progress = 0);
+    }
+
     /// How many snapshots are being copied, those that overflowed included.
     pub fn copies(&self) -> usize {
         self.state().storages.values().map(|node| node.copies.len()).sum()
@@ -433,8 +445,11 @@ mod tests {
     async fn a_copy_is_of_one_point_in_time_only_while_the_guest_rests() {
         let Attached { cloud, storage, vmm, disk } = attached().await;
         let token = cloud.guest_writes("m1", &disk.volume).unwrap();
-        let [torn, whole, cut] =
-            [(); 3].map(|()| SnapshotSpec { snapshot: SnapshotId::generate(), volume: disk.volume.clone() });
+        let [torn, whole, cut] = [(); 3].map(|()| SnapshotSpec {
+            snapshot: SnapshotId::generate(),
+            volume: disk.volume.clone(),
+            cut: false,
+        });
         storage.ensure_snapshot(G, &torn).await.unwrap();
         let rest = pause(&disk);
         vmm.ensure_paused(G, &rest).await.unwrap();

@@ -88,6 +88,7 @@ impl StorageNode {
             }
             return Ok(report(&content, progress));
         }
+        spec.may_cut()?;
         let of = *self.volumes.get(&spec.volume).ok_or_else(|| missing(&spec.volume))?;
         let content = Content { torn: of.torn || torn, ..of };
         if copied.is_some() {

@@ -135,6 +135,7 @@ impl Files {
         if path.exists() {
             sync(&self.snapshots).map_err(failed("sync", &path))?;
         } else {
+            spec.may_cut()?;
             let from = open(&self.path(&spec.volume))?;
             let length = from.metadata().map_err(failed("read", &path))?.len();
             self.duplicate(&from, &path, length)?;
@@ -375,7 +376,7 @@ mod tests {
         files.ensure_volume(&origin).unwrap();
         let file = File::options().write(true).open(files.path(&origin.volume)).unwrap();
         file.write_all_at(b"before", 4096).unwrap();
-        let spec = SnapshotSpec { snapshot: SnapshotId::generate(), volume: origin.volume.clone() };
+        let spec = SnapshotSpec { snapshot: SnapshotId::generate(), volume: origin.volume.clone(), cut: false };
         let report = files.ensure_snapshot(&spec).unwrap();
         assert_eq!((report.size_bytes, report.data_bytes), (8 << 20, 4096));
         file.write_all_at(b"after!", 4096).unwrap();
@@ -415,7 +416,7 @@ mod tests {
         };
         assert_eq!(synced_by(&|| files.ensure_volume(&origin)), [files.volumes.as_path()], "one sync, no more");
 
-        let spec = SnapshotSpec { snapshot: SnapshotId::generate(), volume: origin.volume.clone() };
+        let spec = SnapshotSpec { snapshot: SnapshotId::generate(), volume: origin.volume.clone(), cut: false };
         let restored = volume(4096, Some(&spec.snapshot));
         let take = || files.ensure_snapshot(&spec).map(drop);
         let restore = || files.ensure_volume(&restored);

@@ -125,7 +125,7 @@ mod tests {
             let origin = blank();
             node.ensure_volume(&origin).await.unwrap();
             std::fs::write(node.files.path(&origin.volume), [1; 8192]).unwrap();
-            let spec = SnapshotSpec { snapshot: SnapshotId::generate(), volume: origin.volume };
+            let spec = SnapshotSpec { snapshot: SnapshotId::generate(), volume: origin.volume, cut: false };
             let files = Arc::clone(&node.files);
             let refused = if told {
                 stop.cancel();

@@ -1,7 +1,7 @@
 //! An IET of a test's own: the double of `ietadm`, and what ietd does at a log-in.
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
@@ -34,7 +34,7 @@ impl Iet {
     /// Starts one, without a file that says who may log in.
     pub fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_ietadm-double"), dir.path().join("ietadm")).unwrap();
+        std::os::unix::fs::symlink(double(), dir.path().join("ietadm")).unwrap();
         State { running: true, ..State::default() }.write(dir.path());
         Self { dir, portal: TcpListener::bind("127.0.0.1:0").unwrap() }
     }
@@ -124,6 +124,14 @@ impl Iet {
             (allowed, None) => allowed.unwrap_or(true),
         }
     }
+}
+
+/// The program, an example of the crate: `cargo test` builds it, `cargo test --test it` alone does not.
+fn double() -> PathBuf {
+    let own = std::env::current_exe().unwrap();
+    let built = own.ancestors().nth(2).unwrap().join("examples/ietadm-double");
+    assert!(built.exists(), "there is no {}: run cargo build --examples", built.display());
+    built
 }
 
 /// As much of regular expressions as the driver uses.

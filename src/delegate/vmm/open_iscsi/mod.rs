@@ -276,7 +276,8 @@ impl Initiator {
                         block.name
                     )));
                 }
-                if session.logged_in {
+                // What the kernel has given up cannot even be opened; of what it held, nothing can be saved.
+                if session.logged_in && !matches!(unit.state.as_str(), "offline" | "transport-offline") {
                     let node = self.sysfs().dev.join(&block.name);
                     Command::new(&self.host.blockdev).arg("--flushbufs").arg(node).timeout(FLUSH).run().await?;
                 }

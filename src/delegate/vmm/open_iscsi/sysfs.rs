@@ -17,6 +17,10 @@ const SECTOR: u64 = 512;
 /// The longest attribute that is read, in bytes; a page of sysfs.
 const MOST: usize = 4096;
 
+/// How IET says who made its disks, and the bytes it has for a serial number (`VENDOR_ID` and `SCSI_SN_LEN` of iscsitarget): of
+/// a longer one, its driver gives it the end.
+const IET: (&str, usize) = ("IET", 16);
+
 /// Where sysfs and the device nodes are.
 #[derive(Debug, Clone)]
 pub(crate) struct Sysfs {
@@ -48,6 +52,8 @@ pub(crate) struct Unit {
     pub(crate) dir: PathBuf,
     /// `running`, `blocked` while the target is away, `transport-offline` when that took too long, `cancel` as it goes.
     pub(crate) state: String,
+    /// Who made it, as it says itself.
+    pub(crate) vendor: String,
     /// The serial number that it tells itself.
     pub(crate) serial: Option<String>,
     /// The disk, unless it is none or has not been made yet.
@@ -75,12 +81,24 @@ pub(crate) struct Backend {
 impl Session {
     /// The unit that is the volume of this serial number.
     pub(crate) fn unit(&self, serial: &str) -> Option<&Unit> {
-        self.units.iter().find(|unit| unit.block.is_some() && unit.serial.as_deref() == Some(serial))
+        self.units.iter().find(|unit| unit.block.is_some() && unit.tells(serial))
     }
 
     /// The block devices of all its units.
     pub(crate) fn blocks(&self) -> impl Iterator<Item = &Block> {
         self.units.iter().filter_map(|unit| unit.block.as_ref())
+    }
+}
+
+impl Unit {
+    /// Whether this serial number is what it tells, or would if its target had room for all of it.
+    fn tells(&self, serial: &str) -> bool {
+        let (vendor, most) = IET;
+        let shown = match serial.len().checked_sub(most) {
+            Some(cut) if self.vendor == vendor => serial.get(cut..).unwrap_or(serial),
+            _ => serial,
+        };
+        self.serial.as_deref() == Some(shown)
     }
 }
 
@@ -209,6 +227,7 @@ fn read_unit(dir: PathBuf) -> Unit {
     });
     Unit {
         state: text(&dir.join("state")).unwrap_or_default(),
+        vendor: text(&dir.join("vendor")).unwrap_or_default(),
         serial: bytes(&dir.join("vpd_pg80")).as_deref().and_then(serial),
         block,
         dir,
@@ -279,6 +298,31 @@ mod tests {
         assert_eq!(serial(&[0, 0x80, 0xff, 0xff, b'x']).as_deref(), Some("x"));
         for bytes in [&b""[..], &[0, 0x80, 0], &[0, 0x83, 0, 1, b'x'], &[0, 0x80, 0, 1, 0xff]] {
             assert_eq!(serial(bytes), None, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_disk_of_iet_is_known_by_the_end_of_the_serial_it_has_room_for_and_no_other_disk_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let unit = |vendor: &str, told: &str| {
+            std::fs::create_dir_all(dir.path().join("block/sdb")).unwrap();
+            std::fs::write(dir.path().join("block/sdb/dev"), "8:16\n").unwrap();
+            std::fs::write(dir.path().join("vendor"), format!("{vendor:8}\n")).unwrap();
+            let page = [&[0, 0x80, 0, u8::try_from(told.len()).unwrap()], told.as_bytes()].concat();
+            std::fs::write(dir.path().join("vpd_pg80"), page).unwrap();
+            read_unit(dir.path().to_owned())
+        };
+        for (vendor, told, serial, known) in [
+            ("IET", "123456789abcdef0", "vol0123456789abcdef0", true),
+            ("IET", "vol0123abcd", "vol0123abcd", true),
+            ("LIO-ORG", "123456789abcdef0", "vol0123456789abcdef0", false),
+            ("LIO-ORG", "vol0123456789abcdef0", "vol0123456789abcdef0", true),
+            ("IET", "123456789abcdef1", "vol0123456789abcdef0", false),
+            ("IET", "23456789abcdef0", "vol0123456789abcdef0", false),
+            ("IET", "", "vol0123456789abcdef0", false),
+            ("IET", "", "vol0123abcd", false),
+        ] {
+            assert_eq!(unit(vendor, told).tells(serial), known, "{vendor} {told}");
         }
     }
 

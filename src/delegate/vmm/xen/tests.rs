@@ -284,6 +284,25 @@ async fn nothing_is_logged_out_that_a_guest_a_zombie_or_a_request_still_has() {
 }
 
 #[tokio::test]
+async fn a_disk_that_the_kernel_has_given_up_goes_all_the_same() {
+    let lab = Lab::start().await;
+    lab.xen.ensure_connected(G, &lab.connect).await.unwrap();
+    let unit = "sys/devices/platform/host2/session1/target2:0:0/2:0:0:1";
+    lab.put(&format!("{unit}/state"), "offline\n");
+    lab.put(&format!("{unit}/delete"), "");
+    lab.put("blockdev", "#!/bin/sh\necho 'No such device or address' >&2; exit 1\n");
+    let kernel = async {
+        while std::fs::read(lab.path(&format!("{unit}/delete"))).unwrap() != b"1" {
+            sleep(LOOK).await;
+        }
+        std::fs::remove_dir_all(lab.path(unit)).unwrap();
+    };
+    let (done, ()) = tokio::join!(lab.xen.ensure_disconnected(G, &lab.disk), kernel);
+    done.unwrap();
+    lab.nothing_is_left();
+}
+
+#[tokio::test]
 async fn what_a_delegate_that_was_killed_has_left_is_taken_up_or_taken_away() {
     let lab = Lab::start().await;
     lab.xen.ensure_connected(G, &lab.connect).await.unwrap();

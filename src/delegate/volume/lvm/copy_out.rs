@@ -1,9 +1,10 @@
 //! Snapshots of linear volumes: cut by copy on write, then copied to a volume of their own, that outlives the origin.
 //!
 //! There are two logical volumes to it: `snap-…-cow`, LVM's snapshot, so large that it cannot overflow, and `snap-…`, the copy,
-//! which is `unfinished` until it is whole. The first is made first and goes last, so the two tell all there is to know after
-//! a crash, see [`Stand`]. The copy runs in a task of its own; a call finds out how far it is, and begins it anew when it
-//! ended early. One whose copy on write was lost meanwhile can never be finished.
+//! which is `unfinished` until it is whole. Both are made in one turn, so that there is room for all of it or for nothing. The
+//! first is made first and goes last, so the two tell all there is to know after a crash, see [`Stand`]; only whether there
+//! were any the caller must know ([`SnapshotSpec::cut`]). The copy runs in a task of its own; a call finds out how far it is,
+//! and begins it anew when it ended early. One whose copy on write was lost meanwhile can never be finished.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -73,10 +74,15 @@ impl CopyOut {
         let turn = self.shared.group.turn().await;
         let mut seen = turn.look().await?;
         if let Stand::NotCut(left) = stand(&seen, &spec.snapshot)? {
+            spec.may_cut()?;
             if let Some(lv) = left {
                 turn.remove(lv).await?;
             }
             seen = self.shared.cut(&turn, &seen, spec).await?;
+        }
+        if let Stand::Cut(cow, None) = stand(&seen, &spec.snapshot)? {
+            self.shared.reserve(&turn, &seen, cow, &spec.snapshot).await?;
+            seen = turn.look().await?;
         }
         let size_bytes = match stand(&seen, &spec.snapshot)? {
             Stand::Whole(lv) => {
@@ -179,20 +185,22 @@ impl Shared {
         turn.look().await
     }
 
+    /// Makes the volume that a cut snapshot is to be copied to.
+    async fn reserve(&self, turn: &Turn<'_>, seen: &Seen, cow: &Lv, snapshot: &SnapshotId) -> Result<()> {
+        let (name, size) = (snapshot.as_str(), origin_size(seen, cow)?);
+        let tags = [name, &format!("{SNAPSHOT_OF}={}", cow.origin)];
+        make_unfinished(turn, name, &tags, size / self.extent).await.map(drop)
+    }
+
     /// Copies, makes the copy a whole snapshot, and lets go of what it was copied from. Each step may have been done before.
     async fn copy(&self, snapshot: &SnapshotId, done: Arc<AtomicU64>, stop: CancellationToken) -> Result<()> {
         let name = snapshot.as_str();
         let turn = self.group.turn().await;
         let seen = turn.look().await?;
-        if let Stand::Cut(cow, copy) = stand(&seen, snapshot)? {
+        if let Stand::Cut(cow, Some(copy)) = stand(&seen, snapshot)? {
             let cow = activated(&turn, cow).await?;
             let size = origin_size(&seen, &cow)?;
-            let copy = if let Some(lv) = copy {
-                activated(&turn, lv).await?
-            } else {
-                let tags = [name, &format!("{SNAPSHOT_OF}={}", cow.origin)];
-                make_unfinished(&turn, name, &tags, size / self.extent).await?
-            };
+            let copy = activated(&turn, copy).await?;
             drop(turn);
             let (from, to) = (device(&self.group, &cow).await?, device(&self.group, &copy).await?);
             let pace = Arc::clone(&self.pace);

@@ -115,6 +115,36 @@ impl Group {
     pub async fn turn(&self) -> Turn<'_> {
         Turn { group: self, _turn: self.turn.lock().await }
     }
+
+    /// All logical volumes of the group, ours and others', for who only tells of them: that need not wait for a turn, behind
+    /// every change there is to make.
+    pub async fn look(&self) -> Result<Seen> {
+        let args = ["-o", report::LV_COLUMNS, &self.name];
+        Ok(Seen(read(report::lvs(&self.report("lvs", &args).await?))?))
+    }
+
+    /// The group itself.
+    pub async fn vg(&self) -> Result<Vg> {
+        let groups = read(report::vgs(&self.report("vgs", &["-o", report::VG_COLUMNS, &self.name]).await?))?;
+        let own = groups.into_iter().find(|(name, _)| *name == self.name);
+        own.map(|(_, vg)| vg).ok_or_else(|| DelegateError::retry(format!("there is no volume group {}", self.name)))
+    }
+
+    async fn report(&self, command: &str, args: &[&str]) -> Result<String> {
+        let args = [&["--reportformat", "json", "--units", "b", "--nosuffix"], args].concat();
+        let mut tried = 1;
+        loop {
+            match self.lvm(command, CONFIG, &args, LOOK).await {
+                Err(failed) if failed.crashed && tried < TRIES => tried += 1,
+                result => return result.map_err(|failed| DelegateError::retry(failed.message)),
+            }
+        }
+    }
+
+    async fn lvm(&self, command: &str, config: &str, args: &[&str], timeout: Duration) -> Result<String, Failed> {
+        let args: Vec<String> = ["--config", config].iter().chain(args).map(|arg| (*arg).to_owned()).collect();
+        self.run.run(command, &args, timeout).await
+    }
 }
 
 /// Whether LVM would take this name for a group or a volume (lvm(8), "VALID NAMES").
@@ -135,28 +165,24 @@ pub struct Turn<'a> {
 impl Turn<'_> {
     /// All logical volumes of the group, ours and others'.
     pub async fn look(&self) -> Result<Seen> {
-        let args = ["-o", report::LV_COLUMNS, &self.group.name];
-        Ok(Seen(read(report::lvs(&self.report("lvs", &args).await?))?))
+        self.group.look().await
     }
 
     /// One logical volume, if it is there.
     pub async fn look_at(&self, lv: &str) -> Result<Seen> {
         let select = format!("lv_name={lv}");
         let args = ["-o", report::LV_COLUMNS, "-S", &select, &self.group.name];
-        Ok(Seen(read(report::lvs(&self.report("lvs", &args).await?))?))
+        Ok(Seen(read(report::lvs(&self.group.report("lvs", &args).await?))?))
     }
 
     /// The group itself.
     pub async fn vg(&self) -> Result<Vg> {
-        let groups = read(report::vgs(&self.report("vgs", &["-o", report::VG_COLUMNS, &self.group.name]).await?))?;
-        let own = groups.into_iter().find(|(name, _)| *name == self.group.name);
-        own.map(|(_, vg)| vg)
-            .ok_or_else(|| DelegateError::retry(format!("there is no volume group {}", self.group.name)))
+        self.group.vg().await
     }
 
     /// The stretches of extents that a logical volume lies on.
     pub async fn ranges(&self, lv: &str) -> Result<Vec<String>> {
-        read(report::ranges(&self.report("lvs", &["-o", "seg_pe_ranges", &self.of(lv)]).await?))
+        read(report::ranges(&self.group.report("lvs", &["-o", "seg_pe_ranges", &self.of(lv)]).await?))
     }
 
     /// Runs `lvcreate` with these arguments; the name and the tags are put in. `of` is what it makes a snapshot of, or the
@@ -165,14 +191,14 @@ impl Turn<'_> {
         let of = of.map_or_else(|| self.group.name.clone(), |origin| self.of(origin));
         let tags = [OURS].iter().chain(tags).flat_map(|tag| ["--addtag", tag]);
         let args: Vec<_> = ["-y", "-n", lv].into_iter().chain(tags).chain(args.iter().copied()).chain([&*of]).collect();
-        Ok(self.lvm("lvcreate", CONFIG, &args, CHANGE).await.map(drop)?)
+        Ok(self.group.lvm("lvcreate", CONFIG, &args, CHANGE).await.map(drop)?)
     }
 
     /// Activates a logical volume, also one that is not to be activated by itself, and ends what a command that died has left
     /// suspended.
     pub async fn activate(&self, lv: &Lv) -> Result<()> {
         let how: &[&str] = if lv.is_suspended() { &["--refresh"] } else { &["-K", "-ay"] };
-        Ok(self.lvm("lvchange", CONFIG, &[how, &["-y", &self.of(&lv.name)]].concat(), CHANGE).await.map(drop)?)
+        Ok(self.group.lvm("lvchange", CONFIG, &[how, &["-y", &self.of(&lv.name)]].concat(), CHANGE).await.map(drop)?)
     }
 
     /// Takes the tag of the unfinished from a logical volume, and gives it others.
@@ -180,14 +206,14 @@ impl Turn<'_> {
         let of = self.of(lv);
         let tags = tags.iter().flat_map(|tag| ["--addtag", tag]);
         let args: Vec<_> = ["-y", "--deltag", UNFINISHED].into_iter().chain(tags).chain([&*of]).collect();
-        Ok(self.lvm("lvchange", CONFIG, &args, CHANGE).await.map(drop)?)
+        Ok(self.group.lvm("lvchange", CONFIG, &args, CHANGE).await.map(drop)?)
     }
 
     /// Makes a logical volume so many extents larger, on these stretches if any are given. It never makes one smaller.
     pub async fn extend(&self, lv: &str, extents: u64, on: &[String]) -> Result<()> {
         let (more, of) = (format!("+{extents}"), self.of(lv));
         let args: Vec<_> = ["-y", "-l", &more, &of].into_iter().chain(on.iter().map(String::as_str)).collect();
-        Ok(self.lvm("lvextend", CONFIG, &args, CHANGE).await.map(drop)?)
+        Ok(self.group.lvm("lvextend", CONFIG, &args, CHANGE).await.map(drop)?)
     }
 
     /// Removes a logical volume that nobody has open.
@@ -198,7 +224,7 @@ impl Turn<'_> {
         let mut failure = None;
         for attempt in 0..TRIES {
             let config = if attempt == 0 { CONFIG } else { CONFIG_AFTER_FAILURE };
-            match self.lvm("lvremove", config, &["-y", &self.of(&lv.name)], CHANGE).await {
+            match self.group.lvm("lvremove", config, &["-y", &self.of(&lv.name)], CHANGE).await {
                 Ok(_) => {}
                 Err(failed) => failure = Some(failed),
             }
@@ -218,22 +244,6 @@ impl Turn<'_> {
         if let Err(failed) = self.group.run.run("udevadm", &args, LOOK).await {
             tracing::warn!(error = failed.message, "udev does not settle");
         }
-    }
-
-    async fn report(&self, command: &str, args: &[&str]) -> Result<String> {
-        let args = [&["--reportformat", "json", "--units", "b", "--nosuffix"], args].concat();
-        let mut tried = 1;
-        loop {
-            match self.lvm(command, CONFIG, &args, LOOK).await {
-                Err(failed) if failed.crashed && tried < TRIES => tried += 1,
-                result => return result.map_err(|failed| DelegateError::retry(failed.message)),
-            }
-        }
-    }
-
-    async fn lvm(&self, command: &str, config: &str, args: &[&str], timeout: Duration) -> Result<String, Failed> {
-        let args: Vec<String> = ["--config", config].iter().chain(args).map(|arg| (*arg).to_owned()).collect();
-        self.group.run.run(command, &args, timeout).await
     }
 
     fn of(&self, lv: &str) -> String {

@@ -59,7 +59,7 @@ fn blank(size_bytes: u64) -> VolumeSpec {
 }
 
 fn snapshot_of(volume: &VolumeSpec) -> SnapshotSpec {
-    SnapshotSpec { snapshot: SnapshotId::generate(), volume: volume.volume.clone() }
+    SnapshotSpec { snapshot: SnapshotId::generate(), volume: volume.volume.clone(), cut: false }
 }
 
 async fn whole(driver: &LvmDriver, spec: &SnapshotSpec) -> Result<SnapshotReport> {
@@ -172,6 +172,17 @@ async fn what_is_not_tagged_as_ours_is_neither_shown_nor_touched() {
 }
 
 #[tokio::test]
+async fn what_is_there_is_told_while_a_change_is_at_work() {
+    for layout in [thin(), thick()] {
+        let node = Node::new(layout);
+        let driver = node.open().await;
+        let turn = driver.group.turn().await;
+        tokio::time::timeout(Duration::from_secs(10), driver.contents()).await.expect("it does not wait").unwrap();
+        drop(turn);
+    }
+}
+
+#[tokio::test]
 async fn a_volume_that_is_open_is_not_removed() {
     let node = Node::new(thin());
     let driver = node.open().await;
@@ -253,9 +264,6 @@ async fn a_thick_snapshot_is_cut_at_once_copied_on_after_a_stop_and_holds_its_vo
         assert_eq!(driver.ensure_no_volume(&origin.volume).await.unwrap_err().kind, ErrorKind::Busy);
         let mut from = blank(2 * EXTENT);
         from.snapshot = Some(spec.snapshot.clone());
-        while !node.names().contains(&spec.snapshot.to_string()) {
-            tokio::task::yield_now().await;
-        }
         assert_eq!(driver.ensure_volume(&from).await.unwrap_err().kind, ErrorKind::Busy);
         stop.cancel();
         (origin, spec)
@@ -296,11 +304,26 @@ async fn a_snapshot_whose_copy_on_write_overflowed_is_never_whole_and_is_cleaned
     // One whose copy on write somebody has removed is not cut anew at a later time.
     driver.ensure_volume(&origin).await.unwrap();
     driver.ensure_snapshot(&spec).await.unwrap();
-    while !node.names().contains(&spec.snapshot.to_string()) {
-        tokio::task::yield_now().await;
-    }
     node.double.state.lock().unwrap().lvs.remove(&cow);
     assert_eq!(driver.ensure_snapshot(&spec).await.unwrap_err().kind, ErrorKind::Fatal);
+}
+
+#[tokio::test]
+async fn a_snapshot_that_was_cut_and_of_which_nothing_is_left_is_lost_and_not_cut_anew() {
+    for layout in [thin(), thick()] {
+        let node = Node::new(layout);
+        let driver = node.open().await;
+        let origin = blank(2 * EXTENT);
+        driver.ensure_volume(&origin).await.unwrap();
+        let made = node.names();
+        let spec = snapshot_of(&origin);
+        whole(&driver, &spec).await.unwrap();
+        let again = SnapshotSpec { cut: true, ..spec };
+        driver.ensure_snapshot(&again).await.unwrap();
+        driver.ensure_no_snapshot(&again).await.unwrap();
+        assert_eq!(driver.ensure_snapshot(&again).await.unwrap_err().kind, ErrorKind::Fatal);
+        assert_eq!(node.names(), made);
+    }
 }
 
 #[tokio::test]
@@ -313,6 +336,15 @@ async fn a_thick_snapshot_needs_room_for_the_cut_and_for_the_copy() {
     let refused = driver.ensure_snapshot(&snapshot_of(&origin)).await.unwrap_err();
     assert_eq!(refused.kind, ErrorKind::NoRoom, "{refused}");
     assert_eq!(node.count("lvcreate"), 1);
+
+    // And has it from the cut on, whoever takes the rest.
+    let small = blank(20 * EXTENT);
+    driver.ensure_no_volume(&origin.volume).await.unwrap();
+    driver.ensure_volume(&small).await.unwrap();
+    let spec = snapshot_of(&small);
+    driver.ensure_snapshot(&spec).await.unwrap();
+    // The copy, in a task of its own, has not begun.
+    assert!(node.names().contains(&spec.snapshot.to_string()));
 }
 
 #[tokio::test]

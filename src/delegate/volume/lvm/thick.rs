@@ -158,8 +158,7 @@ impl Thick {
 
     /// What is there.
     pub async fn contents(&self) -> Result<Contents> {
-        let turn = self.group.turn().await;
-        let (seen, vg) = (turn.look().await?, turn.vg().await?);
+        let (seen, vg) = (self.group.look().await?, self.group.vg().await?);
         Ok(Contents {
             volumes: super::volumes(&seen),
             snapshots: super::snapshots(&seen),

@@ -100,11 +100,13 @@ impl Thin {
         let (name, volume) = (spec.snapshot.as_str(), spec.volume.as_str());
         let turn = self.group.turn().await;
         let mut seen = turn.look().await?;
-        if let Some(there) = seen.ours(name, name)? {
-            if !there.has(UNFINISHED) {
-                return Ok(report(there));
-            }
-            turn.remove(there).await?;
+        let there = seen.ours(name, name)?;
+        if let Some(there) = there.filter(|there| !there.has(UNFINISHED)) {
+            return Ok(report(there));
+        }
+        spec.may_cut()?;
+        if let Some(half_done) = there {
+            turn.remove(half_done).await?;
         }
         let mut origin = seen.ours(volume, volume)?.ok_or_else(|| missing(volume))?;
         if !origin.is_active() || origin.is_suspended() || origin.data_percent.is_none() {
@@ -133,7 +135,7 @@ impl Thin {
 
     /// What is there.
     pub async fn contents(&self) -> Result<Contents> {
-        let seen = self.group.turn().await.look().await?;
+        let seen = self.group.look().await?;
         Ok(Contents {
             volumes: super::volumes(&seen),
             snapshots: super::snapshots(&seen),
