@@ -135,7 +135,7 @@ pub struct Workers {
 
 impl Default for Workers {
     fn default() -> Self {
-        Self { concurrency: 16, lease_s: 30, poll_s: 2, step_deadline_s: 120, sweep_s: 5 }
+        Self { concurrency: 64, lease_s: 30, poll_s: 2, step_deadline_s: 120, sweep_s: 5 }
     }
 }
 

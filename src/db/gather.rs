@@ -18,8 +18,6 @@ use tokio::sync::oneshot;
 
 use super::{Conn, Error, Pool, Result};
 
-/// Statements under way. With more, fewer requests share one; with a single one, all wait for the slowest.
-const MOST_AT_ONCE: usize = 2;
 /// Requests in one statement.
 const MOST_IN_ONE: usize = 100;
 
@@ -29,6 +27,9 @@ pub trait Batch: Send + 'static {
     type Asked: Send + Sync;
     /// What a caller is told.
     type Answer: Send;
+    /// Statements under way. With more, fewer requests share one; with a single one, each waits for the one before: right
+    /// where throughput counts and nobody waits for the answer.
+    const AT_ONCE: usize = 2;
 
     /// Answers all in one statement, in the order in which they were asked.
     fn run(conn: &mut Conn, asked: &[Self::Asked]) -> impl Future<Output = Result<Vec<Self::Answer>>> + Send;
@@ -75,7 +76,7 @@ impl<B: Batch> Inner<B> {
     fn enqueue(&self, waiting: Waiting<B>) -> bool {
         let mut queue = self.queue();
         queue.waiting.push(waiting);
-        let start = queue.under_way < MOST_AT_ONCE;
+        let start = queue.under_way < B::AT_ONCE;
         queue.under_way += usize::from(start);
         start
     }
@@ -166,7 +167,7 @@ mod tests {
     async fn a_request_waits_only_while_enough_are_under_way_and_is_never_forgotten() {
         let Gather(inner) = Gather::<Nothing>::new(nowhere());
         let enqueue = || inner.enqueue(((), oneshot::channel().0));
-        for _ in 0..MOST_AT_ONCE {
+        for _ in 0..Nothing::AT_ONCE {
             assert!(enqueue());
             assert_eq!(inner.next().len(), 1);
         }

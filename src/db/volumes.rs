@@ -101,15 +101,24 @@ impl Batch for Accept {
                     throughput, initialization_rate, snapshot_id, client_token, request_digest) \
                     SELECT 'creating', id, account_id, zone, node, size_gib, volume_type, iops, throughput, \
                     initialization_rate, snapshot_id, client_token, decode(request_digest, 'hex') \
-                    FROM asked ORDER BY account_id, client_token ON CONFLICT DO NOTHING RETURNING *), \
-                 tagged AS (INSERT INTO tags (resource_id, key, value, account_id, resource_type) \
-                    SELECT made.id, t.key, t.value, made.account_id, 'volume' \
-                    FROM made JOIN asked USING (id), jsonb_each_text(asked.tags) t), \
-                 enqueued AS (INSERT INTO workflows (lock_key, volume_id, kind, params) \
-                    SELECT made.id, made.id, asked.workflow ->> 0, asked.workflow -> 1 FROM made JOIN asked USING (id)) \
-                 SELECT id, account_id, zone, node, size_gib, volume_type, iops, throughput, initialization_rate, \
-                 encrypted, multi_attach, snapshot_id, state, state_reason, created_at FROM made",
+                    FROM asked ORDER BY account_id, client_token ON CONFLICT DO NOTHING RETURNING *), ",
             );
+        // A table that nothing is written to need not be opened for writing.
+        let statement = if asked.iter().any(|new| !new.tags.is_empty()) {
+            statement.sql(
+                "tagged AS (INSERT INTO tags (resource_id, key, value, account_id, resource_type) \
+                    SELECT made.id, t.key, t.value, made.account_id, 'volume' \
+                    FROM made JOIN asked USING (id), jsonb_each_text(asked.tags) t), ",
+            )
+        } else {
+            statement
+        };
+        let statement = statement.sql(
+            "enqueued AS (INSERT INTO workflows (lock_key, volume_id, kind, params) \
+                SELECT made.id, made.id, asked.workflow ->> 0, asked.workflow -> 1 FROM made JOIN asked USING (id)) \
+             SELECT id, account_id, zone, node, size_gib, volume_type, iops, throughput, initialization_rate, \
+             encrypted, multi_attach, snapshot_id, state, state_reason, created_at FROM made",
+        );
         let mut made: HashMap<VolumeId, Volume> =
             statement.load::<Volume>(conn).await?.into_iter().map(|row| (row.id.clone(), row)).collect();
         Ok(asked.iter().map(|new| made.remove(&new.id)).collect())
@@ -122,6 +131,7 @@ pub struct Find;
 impl Batch for Find {
     type Asked = VolumeId;
     type Answer = Option<Volume>;
+    const AT_ONCE: usize = 1;
 
     async fn run(conn: &mut Conn, asked: &[VolumeId]) -> Result<Vec<Option<Volume>>> {
         let statement: Statement<SqlTypeOf<AsSelect<Volume, Pg>>> = Statement::new(
@@ -143,6 +153,7 @@ pub struct Made;
 impl Batch for Made {
     type Asked = (i64, i64);
     type Answer = bool;
+    const AT_ONCE: usize = 1;
 
     async fn run(conn: &mut Conn, asked: &[(i64, i64)]) -> Result<Vec<bool>> {
         // In conditions only what the primary keys find: what a condition on a state or on `finished_at` allows besides, an
