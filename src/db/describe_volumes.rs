@@ -121,7 +121,7 @@ impl Batch for One {
     async fn run(conn: &mut Conn, asked: &[Self::Asked]) -> Result<Vec<Self::Answer>> {
         let ids: Vec<&str> = asked.iter().map(|(_, id)| id.as_str()).collect();
         let query: Statement<Row> =
-            Statement::new(SELECT).sql(" WHERE v.state <> 'deleted' AND v.id = ANY(").texts(&ids).sql(")");
+            Statement::new(SELECT).sql(" WHERE v.state <> 'deleted' AND v.id = ANY(").texts(ids).sql(")");
         let rows: Vec<DescribedVolume> = query.load(conn).await?;
         let rows: HashMap<&VolumeId, &DescribedVolume> = rows.iter().map(|row| (&row.id, row)).collect();
         let own = |(account_id, id): &Self::Asked| {

@@ -88,15 +88,15 @@ impl<R> Statement<R> {
 
     /// Goes on with an array of values.
     #[must_use]
-    pub fn texts<S: AsRef<str>>(mut self, values: &[S]) -> Self {
-        self.pieces.push(Piece::Texts(values.iter().map(|value| value.as_ref().to_owned()).collect()));
+    pub fn texts<S: Into<String>>(mut self, values: impl IntoIterator<Item = S>) -> Self {
+        self.pieces.push(Piece::Texts(values.into_iter().map(Into::into).collect()));
         self
     }
 
     /// Goes on with a comparison to ids.
     #[must_use]
     pub fn one_of<K: Kind>(self, ids: &[Id<K>]) -> Self {
-        self.sql(" = ANY(").texts(&ids.iter().map(Id::as_str).collect::<Vec<_>>()).sql(")")
+        self.sql(" = ANY(").texts(ids.iter().map(Id::as_str)).sql(")")
     }
 
     /// Goes on with a number.

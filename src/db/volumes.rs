@@ -8,7 +8,6 @@ use diesel::pg::Pg;
 use diesel::prelude::*;
 use diesel::sql_types::BigInt;
 use diesel_async::RunQueryDsl;
-use serde::Serialize;
 
 use super::gather::Batch;
 use super::schema::volumes;
@@ -59,7 +58,7 @@ pub async fn find(conn: &mut Conn, id: &VolumeId) -> Result<Option<Volume>> {
 }
 
 /// A volume that is being asked for.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 #[allow(missing_docs, reason = "the fields are those of Volume")]
 pub struct NewVolume {
     pub id: VolumeId,
@@ -90,32 +89,53 @@ impl Batch for Accept {
     type Answer = Option<Volume>;
 
     async fn run(conn: &mut Conn, asked: &[NewVolume]) -> Result<Vec<Option<Volume>>> {
-        let rows = serde_json::to_string(asked).map_err(|e| diesel::result::Error::SerializationError(e.into()))?;
+        // A text for each column of `asked`, and an empty one for NULL: over the same as JSON Postgres takes much longer.
+        let columns: [fn(&NewVolume) -> String; 15] = [
+            |new| new.id.to_string(),
+            |new| new.account_id.clone(),
+            |new| new.zone.clone(),
+            |new| new.node.clone(),
+            |new| new.size_gib.to_string(),
+            |new| new.volume_type.to_owned(),
+            |new| or_empty(new.iops),
+            |new| or_empty(new.throughput),
+            |new| or_empty(new.initialization_rate),
+            |new| or_empty(new.snapshot_id.as_ref()),
+            |new| or_empty(new.client_token.as_ref()),
+            |new| or_empty(new.request_digest.as_ref()),
+            |new| if new.tags.is_empty() { String::new() } else { serde_json::json!(new.tags).to_string() },
+            |new| new.workflow.0.to_owned(),
+            |new| new.workflow.1.to_string(),
+        ];
+        let mut statement: Statement<SqlTypeOf<AsSelect<Volume, Pg>>> =
+            Statement::new("WITH asked AS (SELECT * FROM unnest(");
+        for (index, column) in columns.iter().enumerate() {
+            statement = statement.sql(if index > 0 { ", " } else { "" }).texts(asked.iter().map(column));
+        }
         // Ordered, so that two that wait for tokens of each other cannot be.
-        let statement: Statement<SqlTypeOf<AsSelect<Volume, Pg>>> =
-            Statement::new("WITH asked AS (SELECT * FROM jsonb_to_recordset(").text(rows).sql(
-                "::jsonb) AS (id text, account_id text, zone text, node text, size_gib integer, volume_type text, \
-                    iops integer, throughput integer, initialization_rate integer, snapshot_id text, \
-                    client_token text, request_digest text, tags jsonb, workflow jsonb)), \
-                 made AS (INSERT INTO volumes (state, id, account_id, zone, node, size_gib, volume_type, iops, \
-                    throughput, initialization_rate, snapshot_id, client_token, request_digest) \
-                    SELECT 'creating', id, account_id, zone, node, size_gib, volume_type, iops, throughput, \
-                    initialization_rate, snapshot_id, client_token, decode(request_digest, 'hex') \
-                    FROM asked ORDER BY account_id, client_token ON CONFLICT DO NOTHING RETURNING *), ",
-            );
+        let statement = statement.sql(
+            ") AS asked (id, account_id, zone, node, size_gib, volume_type, iops, throughput, initialization_rate, \
+                snapshot_id, client_token, request_digest, tags, kind, params)), \
+             made AS (INSERT INTO volumes (state, id, account_id, zone, node, size_gib, volume_type, iops, \
+                throughput, initialization_rate, snapshot_id, client_token, request_digest) \
+                SELECT 'creating', id, account_id, zone, node, size_gib::integer, volume_type, \
+                nullif(iops, '')::integer, nullif(throughput, '')::integer, nullif(initialization_rate, '')::integer, \
+                nullif(snapshot_id, ''), nullif(client_token, ''), decode(nullif(request_digest, ''), 'hex') \
+                FROM asked ORDER BY account_id, client_token ON CONFLICT DO NOTHING RETURNING *), ",
+        );
         // A table that nothing is written to need not be opened for writing.
         let statement = if asked.iter().any(|new| !new.tags.is_empty()) {
             statement.sql(
                 "tagged AS (INSERT INTO tags (resource_id, key, value, account_id, resource_type) \
                     SELECT made.id, t.key, t.value, made.account_id, 'volume' \
-                    FROM made JOIN asked USING (id), jsonb_each_text(asked.tags) t), ",
+                    FROM made JOIN asked USING (id), jsonb_each_text(nullif(asked.tags, '')::jsonb) t), ",
             )
         } else {
             statement
         };
         let statement = statement.sql(
             "enqueued AS (INSERT INTO workflows (lock_key, volume_id, kind, params) \
-                SELECT made.id, made.id, asked.workflow ->> 0, asked.workflow -> 1 FROM made JOIN asked USING (id)) \
+                SELECT made.id, made.id, asked.kind, asked.params::jsonb FROM made JOIN asked USING (id)) \
              SELECT id, account_id, zone, node, size_gib, volume_type, iops, throughput, initialization_rate, \
              encrypted, multi_attach, snapshot_id, state, state_reason, created_at FROM made",
         );
@@ -123,6 +143,10 @@ impl Batch for Accept {
             statement.load::<Volume>(conn).await?.into_iter().map(|row| (row.id.clone(), row)).collect();
         Ok(asked.iter().map(|new| made.remove(&new.id)).collect())
     }
+}
+
+fn or_empty(value: Option<impl ToString>) -> String {
+    value.map(|value| value.to_string()).unwrap_or_default()
 }
 
 /// A volume by its id, as [`find`] finds it, for workers that look at many at once.
@@ -158,11 +182,11 @@ impl Batch for Made {
     async fn run(conn: &mut Conn, asked: &[(i64, i64)]) -> Result<Vec<bool>> {
         // In conditions only what the primary keys find: what a condition on a state or on `finished_at` allows besides, an
         // index of a part of the table, may look cheaper to a planner that last saw that part empty.
-        let texts = |of: fn(&(i64, i64)) -> i64| asked.iter().map(|row| of(row).to_string()).collect::<Vec<_>>();
+        let texts = |of: fn(&(i64, i64)) -> i64| asked.iter().map(move |row| of(row).to_string());
         let statement: Statement<BigInt> = Statement::new("WITH asked AS (SELECT * FROM unnest(")
-            .texts(&texts(|row| row.0))
+            .texts(texts(|row| row.0))
             .sql("::bigint[], ")
-            .texts(&texts(|row| row.1))
+            .texts(texts(|row| row.1))
             .sql(
                 "::bigint[]) AS asked (id, generation)), \
                  ended AS (UPDATE workflows SET finished_at = now(), lease_owner = NULL, lease_until = NULL, \

@@ -189,7 +189,8 @@ pub(super) fn add(tree: &dyn Tree, spec: &ExportSpec, plan: &Plan) -> Result<()>
     make(&format!("{at}/{rule}/lun_1"))?;
     lead(&format!("{at}/{rule}"), &format!("{at}/lun/lun_1"))?;
     set(&format!("{rule}/lun_1/write_protect"), "0")?;
-    make(&format!("{at}/np/{}", plan.portal))?;
+    let portal = format!("{at}/np/{}", plan.portal);
+    told(&portal, "", there(tree.make_portal(&portal)))?;
     set("enable", "1")
 }
 
