@@ -114,7 +114,7 @@ def aws(owner, tmp_path_factory):
     def run(service, command, *arguments):
         line = ["aws", service, command, *arguments]
         done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120, check=False)
-        if command != "wait" and "(InvalidAction)" not in done.stderr:
+        if command != "wait" and "is not supported here" not in done.stderr:
             LEDGER.sent("awscli", camel(command))
         if done.returncode:
             raise CliError(done.returncode, done.stderr.strip())

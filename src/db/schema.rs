@@ -35,6 +35,7 @@ diesel::table! {
         memory_mib -> Int8,
         launched_at -> Timestamptz,
         created_at -> Timestamptz,
+        terminated_at -> Nullable<Timestamptz>,
     }
 }
 
@@ -161,6 +162,27 @@ diesel::table! {
     }
 }
 
+diesel::table! {
+    quotas (account_id) {
+        account_id -> Text,
+        volumes -> Nullable<Int8>,
+        gib -> Nullable<Int8>,
+        iops -> Nullable<Int8>,
+        snapshots -> Nullable<Int8>,
+    }
+}
+
+diesel::table! {
+    usage (account_id, backend) {
+        account_id -> Text,
+        backend -> Int4,
+        volumes -> Int8,
+        gib -> Int8,
+        iops -> Int8,
+        snapshots -> Int8,
+    }
+}
+
 diesel::joinable!(access_keys -> accounts (account_id));
 diesel::joinable!(attachments -> instances (instance_id));
 diesel::joinable!(attachments -> volumes (volume_id));
@@ -171,8 +193,10 @@ diesel::allow_tables_to_appear_in_same_query!(
     attachments,
     instances,
     nodes,
+    quotas,
     snapshots,
     tags,
+    usage,
     volumes,
     workflow_events,
     workflows,

@@ -10,7 +10,7 @@ use std::marker::PhantomData;
 use diesel::pg::Pg;
 use diesel::prelude::*;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
-use diesel::sql_types::{Array, BigInt, Double, Text};
+use diesel::sql_types::{Array, BigInt, Double, Nullable, Text};
 
 use crate::ids::{Id, Kind};
 
@@ -27,7 +27,7 @@ enum Piece {
     Sql(&'static str),
     Text(String),
     Texts(Vec<String>),
-    Number(i64),
+    Number(Option<i64>),
     Fraction(f64),
 }
 
@@ -102,6 +102,13 @@ impl<R> Statement<R> {
     /// Goes on with a number.
     #[must_use]
     pub fn number(mut self, value: i64) -> Self {
+        self.pieces.push(Piece::Number(Some(value)));
+        self
+    }
+
+    /// Goes on with a number, or NULL.
+    #[must_use]
+    pub fn optional_number(mut self, value: Option<i64>) -> Self {
         self.pieces.push(Piece::Number(value));
         self
     }
@@ -172,7 +179,7 @@ impl<R> QueryFragment<Pg> for Statement<R> {
                 Piece::Sql(sql) => out.push_sql(sql),
                 Piece::Text(value) => out.push_bind_param::<Text, _>(value)?,
                 Piece::Texts(values) => out.push_bind_param::<Array<Text>, _>(values)?,
-                Piece::Number(value) => out.push_bind_param::<BigInt, _>(value)?,
+                Piece::Number(value) => out.push_bind_param::<Nullable<BigInt>, _>(value)?,
                 Piece::Fraction(value) => out.push_bind_param::<Double, _>(value)?,
             }
         }

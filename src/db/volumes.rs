@@ -11,6 +11,7 @@ use diesel_async::RunQueryDsl;
 use serde::Serialize;
 
 use super::gather::Batch;
+use super::quotas::Most;
 use super::schema::volumes;
 use super::statement::Statement;
 use super::{Conn, Result, tags};
@@ -78,11 +79,14 @@ pub struct NewVolume {
     pub tags: BTreeMap<String, String>,
     /// The workflow that makes it, and its parameters.
     pub workflow: (&'static str, serde_json::Value),
+    /// The quotas of accounts that have none of their own, the same for all that go into one statement.
+    #[serde(skip)]
+    pub most: Most,
 }
 
 /// Stores volumes as `creating`, with their tags, and enqueues their workflows, all in one statement: a transaction of several
-/// would spend most of its time on the way. `None`, and nothing done, for one whose client token is there already; a
-/// try that is under way at the same moment is waited for.
+/// would spend most of its time on the way. `None`, and nothing done, for one whose client token is there already, where a
+/// try that is under way at the same moment is waited for, and for one that a quota of its account has no room for.
 pub struct Accept;
 
 impl Batch for Accept {
@@ -91,17 +95,23 @@ impl Batch for Accept {
 
     async fn run(conn: &mut Conn, asked: &[NewVolume]) -> Result<Vec<Option<Volume>>> {
         let rows = serde_json::to_string(asked).map_err(|e| diesel::result::Error::SerializationError(e.into()))?;
+        let most = asked.first().map(|new| new.most).unwrap_or_default();
         // Ordered, so that two that wait for tokens of each other cannot be.
         let statement: Statement<SqlTypeOf<AsSelect<Volume, Pg>>> =
-            Statement::new("WITH asked AS (SELECT * FROM jsonb_to_recordset(").text(rows).sql(
-                "::jsonb) AS (id text, account_id text, zone text, node text, size_gib integer, volume_type text, \
+            Statement::new("WITH sent AS (SELECT ").text(rows).sql("::jsonb AS list), \
+                 admitted AS MATERIALIZED (SELECT admit_volumes(list, ")
+                .optional_number(most.volumes)
+                .sql(", ").optional_number(most.gib)
+                .sql(", ").optional_number(most.iops)
+                .sql(") AS id FROM sent), \
+                 asked AS (SELECT each.* FROM sent, jsonb_to_recordset(list) AS each (id text, account_id text, zone text, node text, size_gib integer, volume_type text, \
                     iops integer, throughput integer, initialization_rate integer, snapshot_id text, \
                     client_token text, request_digest text, tags jsonb, workflow jsonb)), \
                  made AS (INSERT INTO volumes (state, id, account_id, zone, node, size_gib, volume_type, iops, \
                     throughput, initialization_rate, snapshot_id, client_token, request_digest) \
                     SELECT 'creating', id, account_id, zone, node, size_gib, volume_type, iops, throughput, \
                     initialization_rate, snapshot_id, client_token, decode(request_digest, 'hex') \
-                    FROM asked ORDER BY account_id, client_token ON CONFLICT DO NOTHING RETURNING *), \
+                    FROM asked JOIN admitted USING (id) ORDER BY account_id, client_token ON CONFLICT DO NOTHING RETURNING *), \
                  tagged AS (INSERT INTO tags (resource_id, key, value, account_id, resource_type) \
                     SELECT made.id, t.key, t.value, made.account_id, 'volume' \
                     FROM made JOIN asked USING (id), jsonb_each_text(asked.tags) t), \

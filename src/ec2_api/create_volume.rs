@@ -20,7 +20,7 @@ use super::region::Zone;
 use super::resource_id::{self, Dialect};
 use super::tag_rules::{self, Tags};
 use super::volume_types::{self, Asked, Shape};
-use super::{Api, Call, tags};
+use super::{Api, Call, quotas, tags};
 
 /// The most characters of a client token.
 const MAX_TOKEN: usize = 64;
@@ -176,6 +176,7 @@ pub async fn create(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
             client_token: request.token.clone(),
             request_digest: digest.as_ref().map(hex::encode),
             tags: tags.clone(),
+            most: (&api.quotas).into(),
         }
     };
     let earlier = async || match (&request.token, &digest) {
@@ -188,13 +189,20 @@ pub async fn create(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
         api.placement.ready().await?;
     }
     let mut looked = false;
+    let mut size = shape.size_gib;
     for _ in 0..TRIES {
         if volume.is_some() {
             break;
         }
         volume = match &snapshot {
             None => match place(api, zone, &shape).await {
-                Ok((size_gib, node)) => api.accept.ask(new(size_gib, node)).await?,
+                Ok((size_gib, node)) => {
+                    let made = api.accept.ask(new(size_gib, node.clone())).await?;
+                    if made.is_none() {
+                        api.placement.give_back(&node, bytes(size_gib));
+                    }
+                    made
+                }
                 // A repetition needs no room.
                 Err(refusal) => Some(earlier().await?.ok_or(refusal)?),
             },
@@ -203,8 +211,13 @@ pub async fn create(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
                 let made = conn
                     .transaction(async |conn| {
                         let (size_gib, node) = place_beside(api, conn, account, zone, &shape, id).await?;
-                        let made = Accept::run(conn, &[new(size_gib, node)]).await?;
-                        Ok::<_, ApiError>(made.into_iter().next().flatten())
+                        size = Some(size_gib);
+                        let made =
+                            Accept::run(conn, &[new(size_gib, node.clone())]).await?.into_iter().next().flatten();
+                        if made.is_none() {
+                            api.placement.give_back(&node, bytes(size_gib));
+                        }
+                        Ok::<_, ApiError>(made)
                     })
                     .await;
                 drop(conn);
@@ -221,11 +234,16 @@ pub async fn create(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
         };
         if volume.is_none() {
             // Another try with the same token was faster and has committed by now, unless its volume could not be made and
-            // gave the token back.
+            // gave the token back; or a quota is full. The token is looked at first: a repetition needs no room.
             volume = earlier().await?;
+            if volume.is_none()
+                && let Some(size_gib) = size
+            {
+                quotas::check_volume(api, account, &shape, size_gib).await?;
+            }
         }
     }
-    let volume = volume.ok_or_else(|| ApiError::unavailable("a client token came and went"))?;
+    let volume = volume.ok_or_else(|| ApiError::unavailable("a client token, or room in a quota, came and went"))?;
     api.wake.wake();
     Ok(render(api, call, &volume, &tags))
 }

@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::delete_volume;
 use super::engine::{OnFailure, Run, StepError, Workflow};
 use crate::db::attachments::{self, Attachment, Ends};
 use crate::db::{self, Conn, volumes, workflows};
@@ -15,7 +16,7 @@ use crate::delegate::{
     ConnectSpec, Detach, DiskSpec, ExportSpec, MachineRef, Portal, Secret, VmmDelegate, VolumeDelegate,
 };
 use crate::ids::VolumeId;
-use crate::state::{AttachmentState, VolumeState};
+use crate::state::{AttachmentState, InstanceState, VolumeState};
 
 pub(super) const KIND: &str = "attach_volume";
 
@@ -81,11 +82,15 @@ impl Workflow for AttachVolume {
     }
 }
 
-/// Records that an attachment is over, and gives the volume back.
+/// Records that an attachment is over, and gives the volume back; or, if its owner wants it to go with the instance and that is
+/// gone for good, deletes it.
 pub(super) async fn record_detached(conn: &mut Conn, attachment: Uuid, reason: Option<&str>) -> db::Result<()> {
-    let Some((row, _)) = attachments::find(conn, attachment).await? else { return Ok(()) };
+    let Some((row, ends)) = attachments::find(conn, attachment).await? else { return Ok(()) };
     attachments::set_detached(conn, attachment, reason).await?;
-    volumes::swap_state(conn, &row.volume_id, &[VolumeState::InUse], VolumeState::Available).await?;
+    let free = volumes::swap_state(conn, &row.volume_id, &[VolumeState::InUse], VolumeState::Available).await?;
+    if free && row.delete_on_termination && ends.instance_state == InstanceState::Terminated {
+        delete_volume::start(conn, &row.volume_id).await?;
+    }
     Ok(())
 }
 
