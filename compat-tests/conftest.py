@@ -56,7 +56,7 @@ def stranger(vbs):
 
 def boto3_client(account, service="ec2", **config):
     """An unmodified boto3 client; what it sends is noted on the way."""
-    settings = Config(retries={"total_max_attempts": 1}, max_pool_connections=50, **config)
+    settings = Config(**{"retries": {"total_max_attempts": 1}, "max_pool_connections": 50} | config)
     made = boto3.Session().client(
         service,
         endpoint_url=account.endpoint,
