@@ -29,6 +29,9 @@ pub enum Instance {
     Terminate {
         /// The instance, `i-…`
         instance: String,
+        /// Also if the machine ran when its node last answered
+        #[arg(long)]
+        force: bool,
         /// Which vbs.
         #[command(flatten)]
         file: ConfigFile,
@@ -46,12 +49,17 @@ impl Instance {
                     println!("{id}\t{state}\t{zone}\t{node}\t{machine}\t{owner}");
                 }
             }
-            Self::Terminate { instance, file } => {
+            Self::Terminate { instance, force, file } => {
                 let id = InstanceId::parse(&instance).map_err(|e| format!("{instance}: {e}"))?;
-                match instances::terminate(&mut *file.connect().await?, &id).await? {
+                match instances::terminate(&mut *file.connect().await?, &id, force).await? {
                     Terminated::Done => {}
                     Terminated::NotFound => return Err(format!("{instance} does not exist").into()),
-                    Terminated::Running => return Err(format!("the machine of {instance} runs: stop it first").into()),
+                    Terminated::Running => {
+                        return Err(format!(
+                            "the machine of {instance} ran when its node last answered: stop it, or give --force"
+                        )
+                        .into());
+                    }
                 }
             }
             Self::Assign { instance, account, file } => {

@@ -120,14 +120,15 @@ pub enum Terminated {
 }
 
 /// Records that a machine is gone for good. What that means for its volumes the sweeper sees to. Should a machine of the same
-/// uuid be seen again, it is another instance.
-pub async fn terminate(conn: &mut Conn, id: &InstanceId) -> Result<Terminated> {
+/// uuid be seen again, it is another instance. With `force` also one that ran when its node last answered, which may be gone
+/// too.
+pub async fn terminate(conn: &mut Conn, id: &InstanceId, force: bool) -> Result<Terminated> {
     conn.transaction(async |conn| {
         let Some(row) = hold(conn, id).await? else { return Ok(Terminated::NotFound) };
         match row.state {
-            InstanceState::Running => return Ok(Terminated::Running),
             InstanceState::Terminated => return Ok(Terminated::Done),
-            InstanceState::Stopped => {}
+            InstanceState::Running if !force => return Ok(Terminated::Running),
+            InstanceState::Running | InstanceState::Stopped => {}
         }
         diesel::update(instances::table.find(id))
             .set((instances::state.eq(InstanceState::Terminated), instances::terminated_at.eq(diesel::dsl::now)))

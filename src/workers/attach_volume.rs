@@ -121,6 +121,12 @@ impl Way {
         Ok(run.context.nodes.hypervisor(&self.ends.vmm_node)?)
     }
 
+    /// Whether the machine is gone for good, and its node with it: nobody is left to ask. Should its initiator live on after
+    /// all, the storage node does not end the export under it.
+    fn nobody_is_left(&self, run: &Run<'_>) -> bool {
+        self.ends.instance_state == InstanceState::Terminated && self.hypervisor(run).is_err()
+    }
+
     fn disk(&self) -> DiskSpec {
         DiskSpec {
             volume: self.row.volume_id.clone(),
@@ -178,6 +184,9 @@ impl Way {
 
     /// Asks the guest to let go. While it does not, the attachment says `busy` if its owner asked for the detach.
     pub(super) async fn detach(&self, run: &Run<'_>) -> Result<(), StepError> {
+        if self.nobody_is_left(run) {
+            return Ok(());
+        }
         let answer = self.hypervisor(run)?.ensure_detached(run.generation, &self.disk(), self.row.force).await?;
         match answer {
             Detach::Gone => Ok(()),
@@ -191,6 +200,9 @@ impl Way {
     }
 
     pub(super) async fn disconnect(&self, run: &Run<'_>) -> Result<(), StepError> {
+        if self.nobody_is_left(run) {
+            return Ok(());
+        }
         Ok(self.hypervisor(run)?.ensure_disconnected(run.generation, &self.disk()).await?)
     }
 

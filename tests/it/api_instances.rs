@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use diesel_async::RunQueryDsl;
 use vbs::db::instances::{self, Terminated};
 use vbs::delegate::sim::{Fault, FaultKind, SimCloud};
 use vbs::ids::InstanceId;
@@ -16,7 +17,7 @@ const SHORT_LEASE: &str = "workers = { lease_s = 1, poll_s = 1, sweep_s = 1 }";
 /// The operator says that a machine which is off will not come back.
 async fn terminate(cloud: &Cloud, instance: &str) -> Terminated {
     let id = InstanceId::parse(instance).unwrap();
-    instances::terminate(&mut cloud.pool.get().await.unwrap(), &id).await.unwrap()
+    instances::terminate(&mut cloud.pool.get().await.unwrap(), &id, false).await.unwrap()
 }
 
 async fn goes_with_its_instance(cloud: &Cloud, volume: &str) -> String {
@@ -225,4 +226,22 @@ async fn a_gateway_that_dies_while_it_takes_a_volume_along_is_followed_by_anothe
         second.volume_becomes(&volume, "gone").await;
         walk::nothing_is_left(&second).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_is_gone_together_with_its_node_gives_its_volumes_back() {
+    let cloud = Cloud::start_with(CALM).await;
+    let (volume, instance) = (cloud.volume().await, cloud.instances().await.remove(0));
+    cloud.attach(&volume, &instance, "/dev/sdf").await;
+    let mut conn = cloud.pool.get().await.unwrap();
+    // As when the configuration has lost the node.
+    diesel::sql_query("UPDATE instances SET node = 'burnt' WHERE machine = 'vm-1'").execute(&mut conn).await.unwrap();
+    cloud.sim.remove_machine("vm-1");
+    let id = InstanceId::parse(&instance).unwrap();
+    assert_eq!(instances::terminate(&mut conn, &id, false).await.unwrap(), Terminated::Running);
+    assert_eq!(instances::terminate(&mut conn, &id, true).await.unwrap(), Terminated::Done);
+    drop(conn);
+    cloud.sweep().await;
+    cloud.volume_becomes(&volume, "available").await;
+    cloud.attach(&volume, &cloud.instances().await[1], "/dev/sdf").await;
 }
