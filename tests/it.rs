@@ -4,6 +4,10 @@
 mod api_attachments;
 #[path = "it/api_front.rs"]
 mod api_front;
+#[path = "it/api_instances.rs"]
+mod api_instances;
+#[path = "it/api_quotas.rs"]
+mod api_quotas;
 #[path = "it/api_snapshots.rs"]
 mod api_snapshots;
 #[path = "it/api_tags.rs"]

@@ -1,11 +1,19 @@
-//! The table of actions.
+//! The table of actions, and the names of those that EC2 has besides.
+//!
+//! An action of EC2 that vbs does not do is refused by its name, so that whoever reads the refusal knows that nothing is
+//! misspelt; a name that EC2 does not have is a mistake.
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::LazyLock;
 
 use super::error::ApiResult;
 use super::query::Params;
-use super::{Api, Call, attachments, create_volume, instances, snapshots, sts, tags, volumes, zones};
+use super::{
+    Api, Call, account_attributes, attachments, create_volume, instance_attributes, instance_status, instance_types,
+    instances, snapshots, sts, tags, volumes, zones,
+};
 
 /// What a handler comes down to.
 type Answer<'a> = Pin<Box<dyn Future<Output = ApiResult<String>> + Send + 'a>>;
@@ -18,7 +26,7 @@ pub struct Action {
 }
 
 /// Every action there is.
-pub static ACTIONS: [Action; 15] = [
+pub static ACTIONS: [Action; 20] = [
     Action { name: "AttachVolume", run: |api, call, params| Box::pin(attachments::attach(api, call, params)) },
     Action { name: "CreateSnapshot", run: |api, call, params| Box::pin(snapshots::create(api, call, params)) },
     Action { name: "CreateTags", run: |api, call, params| Box::pin(tags::create(api, call, params)) },
@@ -27,8 +35,24 @@ pub static ACTIONS: [Action; 15] = [
     Action { name: "DeleteTags", run: |api, call, params| Box::pin(tags::delete(api, call, params)) },
     Action { name: "DeleteVolume", run: |api, call, params| Box::pin(volumes::delete(api, call, params)) },
     Action {
+        name: "DescribeAccountAttributes",
+        run: |_, call, params| Box::pin(async { account_attributes::describe(call, params) }),
+    },
+    Action {
         name: "DescribeAvailabilityZones",
         run: |api, call, params| Box::pin(async { zones::describe_availability_zones(api, call, params) }),
+    },
+    Action {
+        name: "DescribeInstanceAttribute",
+        run: |api, call, params| Box::pin(instance_attributes::describe(api, call, params)),
+    },
+    Action {
+        name: "DescribeInstanceStatus",
+        run: |api, call, params| Box::pin(instance_status::describe(api, call, params)),
+    },
+    Action {
+        name: "DescribeInstanceTypes",
+        run: |api, call, params| Box::pin(instance_types::describe(api, call, params)),
     },
     Action { name: "DescribeInstances", run: |api, call, params| Box::pin(instances::describe(api, call, params)) },
     Action {
@@ -40,6 +64,10 @@ pub static ACTIONS: [Action; 15] = [
     Action { name: "DescribeVolumes", run: |api, call, params| Box::pin(volumes::describe(api, call, params)) },
     Action { name: "DetachVolume", run: |api, call, params| Box::pin(attachments::detach(api, call, params)) },
     Action { name: sts::ACTION, run: |_, call, params| Box::pin(async { sts::get_caller_identity(call, params) }) },
+    Action {
+        name: "ModifyInstanceAttribute",
+        run: |api, call, params| Box::pin(instance_attributes::modify(api, call, params)),
+    },
 ];
 
 impl Action {
@@ -49,7 +77,39 @@ impl Action {
     }
 }
 
+/// What EC2 calls its actions.
+static EC2: LazyLock<HashSet<&str>> =
+    LazyLock::new(|| include_str!("ec2_actions.txt").lines().filter(|line| !line.starts_with('#')).collect());
+
+/// Whether EC2 has an action of this name, which vbs may not do.
+pub fn is_known_to_ec2(name: &str) -> bool {
+    EC2.contains(name)
+}
+
 /// The action of this name.
 pub fn find(name: &str) -> Option<&'static Action> {
     ACTIONS.iter().find(|action| action.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_sorted_and_has_only_actions_of_ec2_and_the_one_of_sts() {
+        assert!(ACTIONS.is_sorted_by_key(|action| action.name));
+        for action in &ACTIONS {
+            assert!(is_known_to_ec2(action.name) || action.name == sts::ACTION, "{}", action.name);
+        }
+    }
+
+    #[test]
+    fn what_comes_later_is_known_by_name() {
+        for name in ["EnableEbsEncryptionByDefault", "LockSnapshot", "ModifySnapshotTier", "RunInstances"] {
+            assert!(is_known_to_ec2(name) && find(name).is_none(), "{name}");
+        }
+        for name in ["DescribeFoo", "", "lockSnapshot", "# The actions"] {
+            assert!(!is_known_to_ec2(name), "{name}");
+        }
+    }
 }

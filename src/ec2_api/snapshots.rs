@@ -20,11 +20,9 @@ use super::query::Params;
 use super::resource_id::{self, Dialect};
 use super::tag_rules::{self, Tags};
 use super::xml::Xml;
-use super::{Api, Call, tags, volumes};
+use super::{Api, Call, quotas, tags, volumes};
 
 const PAGES: PageRules = PageRules { ids_set: "snapshotIdsSet", kind: "snapshot", zero_is_none: true };
-/// The most snapshots of one volume that are being taken at once.
-const MAX_PENDING: i64 = 5;
 /// How long an answer waits for the cut; far from the time after which clients ask again.
 const CUT_PATIENCE: Duration = Duration::from_secs(10);
 /// How often it looks.
@@ -81,11 +79,7 @@ pub async fn create(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
                 VolumeState::Deleting | VolumeState::Deleted => return Err(no_volume(&volume)),
                 state => return Err(incorrect_state(format!("Volume '{volume}' is in the '{state}' state."))),
             }
-            if rows::count_pending(conn, &volume).await? >= MAX_PENDING {
-                let text =
-                    format!("Maximum allowed in-progress snapshots for a single volume exceeded ({MAX_PENDING}).");
-                return Err(ApiError::new("ConcurrentSnapshotLimitExceeded", text));
-            }
+            quotas::take_snapshots(api, conn, account, &[&volume]).await?;
             let new = NewSnapshot {
                 id: &SnapshotId::generate(),
                 account_id: account,
