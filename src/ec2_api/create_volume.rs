@@ -195,9 +195,11 @@ pub async fn create(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
         volume = match &snapshot {
             None => match place(api, zone, &shape).await {
                 Ok((size_gib, node)) => {
-                    let made = match quotas::has_some(api, call) {
-                        false => api.accept.ask(new(size_gib, node.clone())).await.map_err(ApiError::from),
-                        true => admit(api, account, &shape, new(size_gib, node.clone())).await,
+                    let new = new(size_gib, node.clone());
+                    let made = if quotas::has_some(api, call) {
+                        admit(api, account, &shape, new).await
+                    } else {
+                        api.accept.ask(new).await.map_err(ApiError::from)
                     };
                     if !matches!(made, Ok(Some(_))) {
                         api.placement.give_back(&node, bytes(size_gib));
