@@ -4,6 +4,8 @@
 mod api_attachments;
 #[path = "it/api_front.rs"]
 mod api_front;
+#[path = "it/api_modify.rs"]
+mod api_modify;
 #[path = "it/api_snapshots.rs"]
 mod api_snapshots;
 #[path = "it/api_tags.rs"]

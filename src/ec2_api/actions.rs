@@ -5,7 +5,10 @@ use std::pin::Pin;
 
 use super::error::ApiResult;
 use super::query::Params;
-use super::{Api, Call, attachments, create_volume, instances, snapshots, sts, tags, volumes, zones};
+use super::{
+    Api, Call, attachments, create_volume, instances, modify_volume, snapshots, sts, tags, volume_attributes,
+    volume_modifications, volume_status, volumes, zones,
+};
 
 /// What a handler comes down to.
 type Answer<'a> = Pin<Box<dyn Future<Output = ApiResult<String>> + Send + 'a>>;
@@ -18,7 +21,7 @@ pub struct Action {
 }
 
 /// Every action there is.
-pub static ACTIONS: [Action; 15] = [
+pub static ACTIONS: [Action; 21] = [
     Action { name: "AttachVolume", run: |api, call, params| Box::pin(attachments::attach(api, call, params)) },
     Action { name: "CreateSnapshot", run: |api, call, params| Box::pin(snapshots::create(api, call, params)) },
     Action { name: "CreateTags", run: |api, call, params| Box::pin(tags::create(api, call, params)) },
@@ -37,8 +40,29 @@ pub static ACTIONS: [Action; 15] = [
     },
     Action { name: "DescribeSnapshots", run: |api, call, params| Box::pin(snapshots::describe(api, call, params)) },
     Action { name: "DescribeTags", run: |api, call, params| Box::pin(tags::describe(api, call, params)) },
+    Action {
+        name: "DescribeVolumeAttribute",
+        run: |api, call, params| Box::pin(volume_attributes::describe(api, call, params)),
+    },
+    Action {
+        name: "DescribeVolumeStatus",
+        run: |api, call, params| Box::pin(volume_status::describe(api, call, params)),
+    },
     Action { name: "DescribeVolumes", run: |api, call, params| Box::pin(volumes::describe(api, call, params)) },
+    Action {
+        name: "DescribeVolumesModifications",
+        run: |api, call, params| Box::pin(volume_modifications::describe(api, call, params)),
+    },
     Action { name: "DetachVolume", run: |api, call, params| Box::pin(attachments::detach(api, call, params)) },
+    Action {
+        name: "EnableVolumeIO",
+        run: |api, call, params| Box::pin(volume_attributes::enable_io(api, call, params)),
+    },
+    Action { name: "ModifyVolume", run: |api, call, params| Box::pin(modify_volume::modify(api, call, params)) },
+    Action {
+        name: "ModifyVolumeAttribute",
+        run: |api, call, params| Box::pin(volume_attributes::modify(api, call, params)),
+    },
     Action { name: sts::ACTION, run: |_, call, params| Box::pin(async { sts::get_caller_identity(call, params) }) },
 ];
 

@@ -12,7 +12,7 @@ use super::engine::{OnFailure, Run, StepError, Workflow};
 use crate::db::attachments::{self, Attachment, Ends};
 use crate::db::{self, Conn, volumes, workflows};
 use crate::delegate::{
-    ConnectSpec, Detach, DiskSpec, ExportSpec, MachineRef, Portal, Secret, VmmDelegate, VolumeDelegate,
+    ConnectSpec, Detach, DiskSpec, ExportSpec, Growth, MachineRef, Portal, Secret, VmmDelegate, VolumeDelegate,
 };
 use crate::ids::VolumeId;
 use crate::state::{AttachmentState, VolumeState};
@@ -169,6 +169,11 @@ impl Way {
 
     pub(super) async fn attach(&self, run: &Run<'_>) -> Result<(), StepError> {
         Ok(self.hypervisor(run)?.ensure_attached(run.generation, &self.disk()).await?)
+    }
+
+    /// Makes the hypervisor and the machine see that the volume has grown, where they can.
+    pub(super) async fn grow(&self, run: &Run<'_>, size_bytes: u64) -> Result<Growth, StepError> {
+        Ok(self.hypervisor(run)?.ensure_grown(run.generation, &self.disk(), size_bytes).await?)
     }
 
     /// Asks the guest to let go. While it does not, the attachment says `busy` if its owner asked for the detach.
