@@ -18,14 +18,17 @@ GIB = 1 << 30
 def strict(owner):
     """A client that finds out when an answer has an element that botocore's model does not know, or lacks a wanted type."""
     ec2 = boto3_client(owner)
+    checked = set()
 
     def check(operation_model, response_dict, **_):
         if response_dict["status_code"] == 200:
             root = ElementTree.fromstring(response_dict["body"])
             assert_known(operation_model.output_shape, root, beside={"requestId", "return"})
+            checked.add(operation_model.name)
 
     ec2.meta.events.register("before-parse.ec2", check)
-    return ec2
+    yield ec2
+    assert {"ModifyVolume", "DescribeVolumesModifications", "DescribeVolumeStatus"} <= checked
 
 
 def assert_known(shape, element, beside=frozenset()):
@@ -115,7 +118,7 @@ def test_modifications_and_status_are_paged_and_filtered(strict, ec2):
     try:
         wait(ec2, "volume_available", VolumeIds=volumes)
         for volume in volumes:
-            strict.modify_volume(VolumeId=volume, VolumeType="gp3", Iops=3333)
+            strict.modify_volume(VolumeId=volume, Size=7, VolumeType="gp3", Iops=3333)
         for volume in volumes:
             modified(strict, volume)
         mine = [{"Name": "target-iops", "Values": ["3333"]}, {"Name": "modification-state", "Values": ["comp*"]}]
