@@ -144,11 +144,12 @@ pub async fn set_optimizing(conn: &mut Conn, id: Uuid) -> Result<()> {
     Ok(())
 }
 
-/// Records the end of a modification whose volume shows what was asked for. Tells whether there was one: one that is still
-/// `modifying` is none.
+/// Records the end of a modification whose volume shows what was asked for, and whether a new size is to be seen at the next
+/// attach only. Tells whether there was one: one that is still `modifying` is none.
 pub async fn set_completed(conn: &mut Conn, id: Uuid, at_next_attach: bool) -> Result<bool> {
     let rows = diesel::sql_query(
-        "UPDATE volume_modifications SET state = 'completed', progress = 100, at_next_attach = $2, \
+        "UPDATE volume_modifications SET state = 'completed', progress = 100, \
+         at_next_attach = $2 AND target_size_gib > original_size_gib, \
          ended_at = date_trunc('milliseconds', now()) WHERE id = $1 AND state = 'optimizing'",
     )
     .bind::<diesel::sql_types::Uuid, _>(id)

@@ -19,7 +19,7 @@ use super::engine::{OnFailure, Run, StepError, Workflow};
 use crate::db::attachments::{self, Located};
 use crate::db::{self, Conn, modifications, snapshots, workflows};
 use crate::delegate::{
-    DiskSpec, Pause, PauseSpec, Result as DelegateResult, SnapshotMethod, SnapshotReport, SnapshotSpec,
+    DiskSpec, Limits, Pause, PauseSpec, Result as DelegateResult, SnapshotMethod, SnapshotReport, SnapshotSpec,
 };
 use crate::ids::{SnapshotId, VolumeId};
 use crate::state::SnapshotState;
@@ -194,6 +194,7 @@ async fn disks(run: &Run<'_>, spec: &SnapshotSpec) -> Result<Vec<(String, PauseS
 
 fn pause((row, ends): Located, snapshot: &SnapshotId) -> (String, PauseSpec) {
     let machine = attach_volume::machine(&ends);
-    let disk = DiskSpec { volume: row.volume_id, iqn: row.iqn, machine, device: row.device };
+    let (limits, device) = (Limits::default(), row.device);
+    let disk = DiskSpec { volume: row.volume_id, iqn: row.iqn, machine, device, limits };
     (ends.vmm_node, PauseSpec { disk, snapshot: snapshot.clone(), seconds: PAUSE_S })
 }

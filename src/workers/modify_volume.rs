@@ -5,7 +5,7 @@
 //! has not is left as it was, with a modification that `failed`.
 //!
 //! Where a part of the chain learns of sizes only when it is set up, the machine sees the new size at the next attach, and the
-//! modification is complete all the same. Type, IOPS and throughput are the row's alone.
+//! modification is complete all the same. IOPS and throughput are held by the hypervisor, where it can.
 
 use std::sync::Mutex;
 
@@ -70,24 +70,23 @@ impl ModifyVolume {
         Ok(modifications::set_optimizing(&mut *run.conn().await?, self.modification).await?)
     }
 
-    /// Lets the machines that have the volume see its size. One that cannot sees it at its next attach.
+    /// Lets the machines that have the volume see its size, and holds them to its IOPS and throughput. One that cannot see it does
+    /// so at its next attach.
     async fn show(&self, run: &Run<'_>) -> Result<(), StepError> {
-        let Some(growth) = *self.growth() else { return Ok(()) };
         let row = self.row(run).await?;
         let live = attachments::live_of_volume(&mut *run.conn().await?, &self.volume).await?;
-        let mut seen = Growth::Online;
-        for (attachment, _) in live {
-            let grown = match growth {
-                Growth::Online => Way::find(run, attachment.id).await?.grow(run, size_bytes(&row)).await,
-                Growth::AtNextAttach => Ok(Growth::AtNextAttach),
-            };
-            match grown {
-                Ok(Growth::Online) => {}
-                Ok(Growth::AtNextAttach) | Err(StepError::Fail(_)) => seen = Growth::AtNextAttach,
+        let mut all_see_it = true;
+        for (attachment, _) in &live {
+            let shown = Way::find(run, attachment.id).await?.grow(run, size_bytes(&row)).await;
+            all_see_it &= match shown {
+                Ok(growth) => growth == Growth::Online,
+                Err(StepError::Fail(_)) => false,
                 Err(other) => return Err(other),
-            }
+            };
         }
-        *self.growth() = Some(seen);
+        let mut growth = self.growth();
+        let told = |growth| if all_see_it && growth == Growth::Online { Growth::Online } else { Growth::AtNextAttach };
+        *growth = growth.map(|growth| if live.is_empty() { Growth::Online } else { told(growth) });
         Ok(())
     }
 

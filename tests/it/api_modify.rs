@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use diesel_async::RunQueryDsl;
-use vbs::delegate::ErrorKind;
 use vbs::delegate::sim::{Fault, FaultKind, SimCloud};
+use vbs::delegate::{ErrorKind, Limits};
 use vbs::ids::VolumeId;
 
 use crate::support::client::Answer;
@@ -75,6 +75,8 @@ async fn an_attached_volume_grows_and_becomes_another_type_under_its_guest() {
     assert_eq!(fields, ["3", "gp3", "3000", "200"]);
     assert_eq!(real_size(&cloud, &volume).await, 3 * GIB);
     assert_eq!(cloud.sim.calls("ensure_grown_disk"), 1, "the hypervisor was told");
+    let limits = Limits { iops: 3_000, bytes_per_second: 200 << 20 };
+    assert_eq!(cloud.sim.limits("vm-1", &VolumeId::parse(&volume).unwrap()), Some(limits));
     assert_eq!(cloud.sim.volume_content(&VolumeId::parse(&volume).unwrap()), written);
 }
 
