@@ -1,11 +1,12 @@
 //! Modifications as a describe shows them.
 
+use diesel_async::RunQueryDsl;
+
 use super::modifications::Modification;
 use super::schema::volume_modifications;
 use super::statement::{Condition, Statement};
 use super::{Conn, Result};
 use crate::ids::VolumeId;
-use diesel_async::RunQueryDsl;
 
 /// The expression of a volume's id; conditions may also use the alias `m` (volume_modifications).
 const ID: &str = "m.volume_id";
@@ -41,6 +42,9 @@ pub async fn page(
     let query: Statement<volume_modifications::SqlType> = Statement::new(SELECT)
         .text(account_id)
         .sql(" AND m.volume_id > ")
+        .text(after.unwrap_or_default())
+        // Said of both, so that no plan walks through one of them from its beginning.
+        .sql(" AND v.id > ")
         .text(after.unwrap_or_default())
         .conditions(conditions, ID)
         .sql(" ORDER BY m.volume_id LIMIT ")

@@ -63,10 +63,13 @@ type Row = (
 /// The expression of a volume's id; conditions may also use the columns of [`SELECT`]'s `s`.
 const ID: &str = "s.id";
 
-/// The five minutes are the time for which a silence may be a restart.
+/// The five minutes are the time for which a silence may be a restart. The instance is looked for row by row: a join would be
+/// merged, and walk through all attachments for a page at the end.
 const SELECT: &str = "SELECT s.id, s.zone, s.size_gib, s.initialization_rate, s.instance_id, s.status, s.io_enabled, \
     s.io_performance, s.initialization, s.event_id, s.event_type, s.event_description, s.event_not_before FROM ( \
-        SELECT v.id, v.account_id, v.zone, v.size_gib, v.initialization_rate, a.instance_id, h.status, \
+        SELECT v.id, v.account_id, v.zone, v.size_gib, v.initialization_rate, h.status, \
+        (SELECT instance_id FROM attachments WHERE volume_id = v.id AND attachments.state <> 'detached' LIMIT 1) \
+            AS instance_id, \
         CASE h.status WHEN 'ok' THEN 'passed' ELSE 'insufficient-data' END AS io_enabled, \
         CASE h.status WHEN 'impaired' THEN 'stalled' ELSE 'not-applicable' END AS io_performance, \
         CASE WHEN v.snapshot_id IS NULL THEN NULL WHEN v.state = 'creating' THEN 'initializing' ELSE 'completed' END \
@@ -77,7 +80,6 @@ const SELECT: &str = "SELECT s.id, s.zone, s.size_gib, s.initialization_rate, s.
         CASE h.status WHEN 'impaired' THEN n.answered_at END AS event_not_before \
         FROM volumes v \
         LEFT JOIN nodes n ON n.name = v.node \
-        LEFT JOIN attachments a ON a.volume_id = v.id AND a.state <> 'detached' \
         CROSS JOIN LATERAL (SELECT CASE WHEN n.answered_at IS NULL THEN 'insufficient-data' WHEN n.error IS NULL THEN 'ok' \
             WHEN n.answered_at < now() - interval '5 minutes' THEN 'impaired' ELSE 'insufficient-data' END AS status) h \
         WHERE v.state NOT IN ('deleting', 'deleted') \

@@ -212,6 +212,14 @@ mod tests {
     }
 
     #[test]
+    fn of_several_expressions_one_is_enough() {
+        let values = Values { exact: vec!["a".into()], like: vec![] };
+        let text = sql(&[Condition { subject: Subject::Any(&["v.state", "v.zone"]), values }]);
+        let wanted = "SELECT 1 FROM volumes v WHERE true AND (false OR v.state = ANY($1) OR v.zone = ANY($2)) --";
+        assert!(text.starts_with(wanted), "{text}");
+    }
+
+    #[test]
     fn a_filter_without_values_selects_nothing() {
         let text = sql(&[Condition { subject: Subject::Expression("v.state"), values: Values::default() }]);
         assert!(text.starts_with("SELECT 1 FROM volumes v WHERE true AND false"), "{text}");
