@@ -12,7 +12,8 @@ use super::error::ApiResult;
 use super::query::Params;
 use super::{
     Api, Call, account_attributes, attachments, create_volume, instance_attributes, instance_status, instance_types,
-    instances, snapshots, sts, tags, volumes, zones,
+    instances, modify_volume, snapshots, sts, tags, volume_attributes, volume_modifications, volume_status, volumes,
+    zones,
 };
 
 /// What a handler comes down to.
@@ -26,7 +27,7 @@ pub struct Action {
 }
 
 /// Every action there is.
-pub static ACTIONS: [Action; 20] = [
+pub static ACTIONS: &[Action] = &[
     Action { name: "AttachVolume", run: |api, call, params| Box::pin(attachments::attach(api, call, params)) },
     Action { name: "CreateSnapshot", run: |api, call, params| Box::pin(snapshots::create(api, call, params)) },
     Action { name: "CreateTags", run: |api, call, params| Box::pin(tags::create(api, call, params)) },
@@ -61,12 +62,33 @@ pub static ACTIONS: [Action; 20] = [
     },
     Action { name: "DescribeSnapshots", run: |api, call, params| Box::pin(snapshots::describe(api, call, params)) },
     Action { name: "DescribeTags", run: |api, call, params| Box::pin(tags::describe(api, call, params)) },
+    Action {
+        name: "DescribeVolumeAttribute",
+        run: |api, call, params| Box::pin(volume_attributes::describe(api, call, params)),
+    },
+    Action {
+        name: "DescribeVolumeStatus",
+        run: |api, call, params| Box::pin(volume_status::describe(api, call, params)),
+    },
     Action { name: "DescribeVolumes", run: |api, call, params| Box::pin(volumes::describe(api, call, params)) },
+    Action {
+        name: "DescribeVolumesModifications",
+        run: |api, call, params| Box::pin(volume_modifications::describe(api, call, params)),
+    },
     Action { name: "DetachVolume", run: |api, call, params| Box::pin(attachments::detach(api, call, params)) },
+    Action {
+        name: "EnableVolumeIO",
+        run: |api, call, params| Box::pin(volume_attributes::enable_io(api, call, params)),
+    },
     Action { name: sts::ACTION, run: |_, call, params| Box::pin(async { sts::get_caller_identity(call, params) }) },
     Action {
         name: "ModifyInstanceAttribute",
         run: |api, call, params| Box::pin(instance_attributes::modify(api, call, params)),
+    },
+    Action { name: "ModifyVolume", run: |api, call, params| Box::pin(modify_volume::modify(api, call, params)) },
+    Action {
+        name: "ModifyVolumeAttribute",
+        run: |api, call, params| Box::pin(volume_attributes::modify(api, call, params)),
     },
 ];
 
@@ -98,7 +120,7 @@ mod tests {
     #[test]
     fn the_table_is_sorted_and_has_only_actions_of_ec2_and_the_one_of_sts() {
         assert!(ACTIONS.is_sorted_by_key(|action| action.name));
-        for action in &ACTIONS {
+        for action in ACTIONS {
             assert!(is_known_to_ec2(action.name) || action.name == sts::ACTION, "{}", action.name);
         }
     }

@@ -17,9 +17,9 @@ use serde::{Deserialize, Serialize};
 use super::attach_volume;
 use super::engine::{OnFailure, Run, StepError, Workflow};
 use crate::db::attachments::{self, Located};
-use crate::db::{self, Conn, snapshots, workflows};
+use crate::db::{self, Conn, modifications, snapshots, workflows};
 use crate::delegate::{
-    DiskSpec, Pause, PauseSpec, Result as DelegateResult, SnapshotMethod, SnapshotReport, SnapshotSpec,
+    DiskSpec, Limits, Pause, PauseSpec, Result as DelegateResult, SnapshotMethod, SnapshotReport, SnapshotSpec,
 };
 use crate::ids::{SnapshotId, VolumeId};
 use crate::state::SnapshotState;
@@ -133,6 +133,7 @@ async fn ask_again(run: &Run<'_>, node: &str, spec: &SnapshotSpec) -> Result<Sna
 }
 
 async fn cut(run: &Run<'_>, node: &str, spec: &SnapshotSpec) -> Result<SnapshotReport, StepError> {
+    modifications::follow_size(&mut *run.conn().await?, &spec.snapshot).await?;
     let storage = run.context.nodes.storage(node)?;
     if storage.snapshot_method().await? == SnapshotMethod::Atomic {
         return Ok(storage.ensure_snapshot(run.generation, spec).await?);
@@ -193,6 +194,7 @@ async fn disks(run: &Run<'_>, spec: &SnapshotSpec) -> Result<Vec<(String, PauseS
 
 fn pause((row, ends): Located, snapshot: &SnapshotId) -> (String, PauseSpec) {
     let machine = attach_volume::machine(&ends);
-    let disk = DiskSpec { volume: row.volume_id, iqn: row.iqn, machine, device: row.device };
+    let (limits, device) = (Limits::default(), row.device);
+    let disk = DiskSpec { volume: row.volume_id, iqn: row.iqn, machine, device, limits };
     (ends.vmm_node, PauseSpec { disk, snapshot: snapshot.clone(), seconds: PAUSE_S })
 }
