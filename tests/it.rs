@@ -4,6 +4,12 @@
 mod api_attachments;
 #[path = "it/api_front.rs"]
 mod api_front;
+#[path = "it/api_snapshot_copies.rs"]
+mod api_snapshot_copies;
+#[path = "it/api_snapshot_sets.rs"]
+mod api_snapshot_sets;
+#[path = "it/api_snapshot_sharing.rs"]
+mod api_snapshot_sharing;
 #[path = "it/api_snapshots.rs"]
 mod api_snapshots;
 #[path = "it/api_tags.rs"]

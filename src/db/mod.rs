@@ -20,6 +20,7 @@ pub mod gather;
 pub mod instances;
 pub mod nodes;
 pub mod schema;
+pub mod snapshot_permissions;
 pub mod snapshots;
 pub mod statement;
 pub mod tags;

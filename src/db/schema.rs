@@ -76,6 +76,18 @@ diesel::table! {
         started_at -> Timestamptz,
         completed_at -> Nullable<Timestamptz>,
         data_bytes -> Nullable<Int8>,
+        set_id -> Nullable<Uuid>,
+        cut_generation -> Nullable<Int8>,
+        source_id -> Nullable<Text>,
+        completion_minutes -> Nullable<Int4>,
+        status_message -> Nullable<Text>,
+    }
+}
+
+diesel::table! {
+    snapshot_permissions (snapshot_id, grantee) {
+        snapshot_id -> Text,
+        grantee -> Text,
     }
 }
 
@@ -164,6 +176,7 @@ diesel::table! {
 diesel::joinable!(access_keys -> accounts (account_id));
 diesel::joinable!(attachments -> instances (instance_id));
 diesel::joinable!(attachments -> volumes (volume_id));
+diesel::joinable!(snapshot_permissions -> snapshots (snapshot_id));
 diesel::joinable!(workflow_events -> workflows (workflow_id));
 diesel::allow_tables_to_appear_in_same_query!(
     access_keys,
@@ -171,6 +184,7 @@ diesel::allow_tables_to_appear_in_same_query!(
     attachments,
     instances,
     nodes,
+    snapshot_permissions,
     snapshots,
     tags,
     volumes,

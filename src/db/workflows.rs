@@ -86,6 +86,21 @@ pub async fn enqueue(conn: &mut Conn, kind: &str, lock_key: &str, volume: &Volum
     Ok(())
 }
 
+/// Enqueues a workflow that has nothing to do with any volume: it runs beside all others.
+pub async fn enqueue_apart(conn: &mut Conn, kind: &str, lock_key: &str, params: &Value) -> Result<()> {
+    diesel::insert_into(workflows::table)
+        .values((
+            workflows::kind.eq(kind),
+            workflows::lock_key.eq(lock_key),
+            // A volume of its own, as it were.
+            workflows::volume_id.eq(lock_key),
+            workflows::params.eq(params),
+        ))
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
 /// Enqueues a workflow unless one is live for the same lock key; tells whether it did.
 pub async fn enqueue_if_idle(
     conn: &mut Conn,
@@ -131,8 +146,8 @@ pub async fn claim(conn: &mut Conn, owner: &str, lease_s: i64, limit: i64) -> Re
                     AND 'delete_snapshot' NOT IN (w.kind, older.kind) \
                     AND NOT (older.kind = 'create_snapshot' AND (older.step > 0 OR older.direction = 'backward') \
                         AND w.kind <> 'delete_volume') \
-                    AND NOT (w.kind IN ('create_snapshot', 'detach_volume') \
-                        AND older.kind IN ('create_snapshot', 'detach_volume')) LIMIT 1) IS NULL \
+                    AND NOT (w.kind IN ('create_snapshot', 'create_snapshots', 'detach_volume') \
+                        AND older.kind IN ('create_snapshot', 'create_snapshots', 'detach_volume')) LIMIT 1) IS NULL \
                 ORDER BY not_before LIMIT ",
         )
         .number(limit)
@@ -341,6 +356,20 @@ pub async fn any_changing(conn: &mut Conn, volume: &VolumeId) -> Result<bool> {
     let changing = diesel::dsl::not(cut.or(workflows::kind.eq("delete_snapshot")));
     let live = workflows::volume_id.eq(volume).and(workflows::finished_at.is_null());
     Ok(diesel::select(diesel::dsl::exists(workflows::table.filter(live.and(changing)))).get_result(conn).await?)
+}
+
+/// Whether a workflow of one of these volumes is live that is older than the live one of this lock key, and for which a
+/// snapshot waits.
+pub async fn any_older_changing(conn: &mut Conn, lock_key: &str, volumes: &[VolumeId]) -> Result<bool> {
+    let own = workflows::table.filter(workflows::lock_key.eq(lock_key).and(workflows::finished_at.is_null()));
+    let Some(own) = own.select(workflows::id).first::<i64>(conn).await.optional()? else { return Ok(false) };
+    let beside = ["create_snapshot", "create_snapshots", "delete_snapshot", "detach_volume"];
+    let older = workflows::volume_id
+        .eq_any(volumes)
+        .and(workflows::finished_at.is_null())
+        .and(workflows::id.lt(own))
+        .and(workflows::kind.ne_all(beside));
+    Ok(diesel::select(diesel::dsl::exists(workflows::table.filter(older))).get_result(conn).await?)
 }
 
 /// Whether the live workflow of a lock key still runs forward and has not begun its second step.

@@ -76,7 +76,8 @@ pub async fn attach(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
     Ok(xml.finish())
 }
 
-async fn find_instance(conn: &mut Conn, account: &str, id: &InstanceId) -> ApiResult<Instance> {
+/// The instance, if the account may know of it.
+pub(super) async fn find_instance(conn: &mut Conn, account: &str, id: &InstanceId) -> ApiResult<Instance> {
     owned(instances::find(conn, id).await?, account).ok_or_else(|| no_instance(id))
 }
 

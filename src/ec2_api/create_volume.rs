@@ -264,10 +264,7 @@ async fn place_beside(
     shape: &Shape,
     id: &SnapshotId,
 ) -> ApiResult<(i32, String)> {
-    let source = snapshots::find_for_share(conn, id)
-        .await?
-        .filter(|row| row.account_id == account && row.state != SnapshotState::Deleting)
-        .ok_or_else(|| no_snapshot(id))?;
+    let source = snapshots::find_usable(conn, id, account).await?.ok_or_else(|| no_snapshot(id))?;
     if source.state != SnapshotState::Completed {
         return Err(incorrect_state(format!("Snapshot is in invalid state - {}", source.state)));
     }

@@ -11,7 +11,10 @@
 pub mod actions;
 mod attachments;
 mod auth;
+mod copy_snapshot;
+mod create_snapshots;
 mod create_volume;
+mod describe_snapshots;
 mod device;
 pub mod error;
 mod faults;
@@ -22,6 +25,7 @@ mod paging;
 mod query;
 mod region;
 mod resource_id;
+mod snapshot_attributes;
 mod snapshots;
 mod sts;
 mod tag_rules;

@@ -23,6 +23,8 @@ pub enum Dialect {
     Volume,
     /// CreateVolume, DescribeSnapshots and DeleteSnapshot.
     Snapshot,
+    /// ResetSnapshotAttribute.
+    ResetSnapshot,
     /// AttachVolume, DetachVolume.
     Instance,
     /// DescribeInstances.
@@ -66,7 +68,7 @@ fn absent(dialect: Dialect) -> ApiError {
             );
         }
         Dialect::Volumes | Dialect::Volume => null("null", "volumeId"),
-        Dialect::Snapshot => null("null", "snapshotId"),
+        Dialect::Snapshot | Dialect::ResetSnapshot => null("null", "snapshotId"),
         Dialect::Instance | Dialect::Instances => null("null", "instanceId"),
     };
     ApiError::new("MissingParameter", message)
@@ -77,6 +79,9 @@ fn refusal(text: &str, why: IdError, dialect: Dialect) -> ApiError {
     let missing = |message: String| ApiError::new("MissingParameter", message);
     match (dialect, why) {
         (Dialect::DeleteVolume, _) => invalid_value(format!("The volume ID '{shown}' is malformed")),
+        (Dialect::ResetSnapshot, _) => {
+            ApiError::new("InvalidSnapshotID.Malformed", format!("The snapshot ID '{shown}' is malformed"))
+        }
         (Dialect::Volumes, _) if text.is_empty() => missing("The request must contain the parameter volumes".into()),
         (Dialect::Volumes, _) => invalid_value(expected(shown, "volumes", "vol")),
         (Dialect::Volume, _) if text.is_empty() => missing(null("", "volumeId")),
