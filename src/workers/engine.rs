@@ -200,7 +200,10 @@ async fn forward<W: Workflow>(context: &Context, row: &Row, job: &W) -> db::Resu
             }
         }
         if let Err(error) = with_lease(context, row, job.run(&run, *step)).await {
-            return failed(context, row, &format!("{step:?}"), error, W::ON_FAILURE).await;
+            // A step that was begun just now has not failed before, however often the one before it did.
+            let attempts = if furthest > run.reached { 0 } else { row.attempts };
+            let row = Row { attempts, ..row.clone() };
+            return failed(context, &row, &format!("{step:?}"), error, W::ON_FAILURE).await;
         }
     }
     let held = job.succeed(&run, row.id).await?;

@@ -72,7 +72,7 @@ async fn a_copy_has_the_bytes_of_its_source_and_outlives_it() {
     assert_eq!((done.text("completionDurationMinutes"), done.find("statusMessage")), ("45".into(), None));
     let again = copy(&cloud.client, &id).await;
     cloud.snapshot_becomes(&again, "completed").await;
-    assert_eq!(shown(&cloud.client, &again).await.text("description"), "", "nothing is inherited");
+    assert!(shown(&cloud.client, &again).await.body.contains("<description/>"), "nothing is inherited");
     for made in [&id, &again] {
         cloud.client.ok("DeleteSnapshot", &[("SnapshotId", made)]).await;
     }
