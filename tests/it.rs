@@ -2,6 +2,8 @@
 
 #[path = "it/api_attachments.rs"]
 mod api_attachments;
+#[path = "it/api_copy_volumes.rs"]
+mod api_copy_volumes;
 #[path = "it/api_front.rs"]
 mod api_front;
 #[path = "it/api_snapshot_copies.rs"]

@@ -22,6 +22,9 @@ ALTER TABLE snapshots
 CREATE INDEX snapshots_of_set ON snapshots (set_id) WHERE set_id IS NOT NULL;
 CREATE INDEX snapshots_copied_from ON snapshots (source_id) WHERE source_id IS NOT NULL AND state = 'pending';
 
+-- The volume it is a copy of. No foreign key: a copy outlives its source.
+ALTER TABLE volumes ADD COLUMN source_volume_id text;
+
 ALTER TABLE workflows DROP CONSTRAINT workflows_kind_check, ADD CONSTRAINT workflows_kind_check CHECK (kind IN
     ('create_volume', 'delete_volume', 'attach_volume', 'detach_volume', 'create_snapshot', 'delete_snapshot',
      'repair_volume', 'modify_volume', 'create_snapshots', 'copy_snapshot', 'copy_volume'));

@@ -58,6 +58,7 @@ diesel::table! {
         deleted_at -> Nullable<Timestamptz>,
         client_token -> Nullable<Text>,
         request_digest -> Nullable<Bytea>,
+        source_volume_id -> Nullable<Text>,
     }
 }
 

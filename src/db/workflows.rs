@@ -101,6 +101,15 @@ pub async fn enqueue_apart(conn: &mut Conn, kind: &str, lock_key: &str, params: 
     Ok(())
 }
 
+/// Gives the live workflow of a lock key a place among those of another volume.
+pub async fn set_volume(conn: &mut Conn, lock_key: &str, volume: &VolumeId) -> Result<()> {
+    diesel::update(workflows::table.filter(workflows::lock_key.eq(lock_key).and(workflows::finished_at.is_null())))
+        .set(workflows::volume_id.eq(volume))
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
 /// Enqueues a workflow unless one is live for the same lock key; tells whether it did.
 pub async fn enqueue_if_idle(
     conn: &mut Conn,
@@ -125,7 +134,7 @@ pub async fn enqueue_if_idle(
 /// Claims up to `limit` workflows that are due and that no older one of the same volume holds up. Each gets a new
 /// generation.
 ///
-/// Snapshots run beside each other and beside a detach: a guest that holds on to its disk for hours must not hold up the
+/// Snapshots, and copies of a volume, run beside each other and beside a detach: a guest that holds on to its disk for hours must not hold up the
 /// snapshots of it. A snapshot that is cut, and only being copied or undone, holds up nothing but the deletion of the volume.
 /// The deletion of a snapshot has nothing to do with the volume any more. Everything else on one volume runs in the order it
 /// was asked for.
@@ -144,10 +153,11 @@ pub async fn claim(conn: &mut Conn, owner: &str, lease_s: i64, limit: i64) -> Re
                 AND (SELECT true FROM workflows older \
                     WHERE older.volume_id = w.volume_id AND older.finished_at IS NULL AND older.id < w.id \
                     AND 'delete_snapshot' NOT IN (w.kind, older.kind) \
-                    AND NOT (older.kind = 'create_snapshot' AND (older.step > 0 OR older.direction = 'backward') \
+                    AND NOT (older.kind IN ('create_snapshot', 'copy_volume') AND (older.step > 0 OR older.direction = 'backward') \
                         AND w.kind <> 'delete_volume') \
-                    AND NOT (w.kind IN ('create_snapshot', 'create_snapshots', 'detach_volume') \
-                        AND older.kind IN ('create_snapshot', 'create_snapshots', 'detach_volume')) LIMIT 1) IS NULL \
+                    AND NOT (w.kind IN ('create_snapshot', 'create_snapshots', 'copy_volume', 'detach_volume') \
+                        AND older.kind IN ('create_snapshot', 'create_snapshots', 'copy_volume', 'detach_volume')) \
+                    LIMIT 1) IS NULL \
                 ORDER BY not_before LIMIT ",
         )
         .number(limit)
@@ -352,7 +362,9 @@ pub async fn show(conn: &mut Conn, id: i64) -> Result<Option<(Workflow, Vec<Even
 /// Whether a workflow is live that may be changing what the nodes have of this volume: all but the deletion of a snapshot, and
 /// a snapshot that is cut, which may be copied for hours.
 pub async fn any_changing(conn: &mut Conn, volume: &VolumeId) -> Result<bool> {
-    let cut = workflows::kind.eq("create_snapshot").and(workflows::step.gt(0).or(workflows::direction.eq("backward")));
+    let cut = workflows::kind
+        .eq_any(["create_snapshot", "copy_volume"])
+        .and(workflows::step.gt(0).or(workflows::direction.eq("backward")));
     let changing = diesel::dsl::not(cut.or(workflows::kind.eq("delete_snapshot")));
     let live = workflows::volume_id.eq(volume).and(workflows::finished_at.is_null());
     Ok(diesel::select(diesel::dsl::exists(workflows::table.filter(live.and(changing)))).get_result(conn).await?)
@@ -363,7 +375,7 @@ pub async fn any_changing(conn: &mut Conn, volume: &VolumeId) -> Result<bool> {
 pub async fn any_older_changing(conn: &mut Conn, lock_key: &str, volumes: &[VolumeId]) -> Result<bool> {
     let own = workflows::table.filter(workflows::lock_key.eq(lock_key).and(workflows::finished_at.is_null()));
     let Some(own) = own.select(workflows::id).first::<i64>(conn).await.optional()? else { return Ok(false) };
-    let beside = ["create_snapshot", "create_snapshots", "delete_snapshot", "detach_volume"];
+    let beside = ["create_snapshot", "create_snapshots", "copy_volume", "delete_snapshot", "detach_volume"];
     let older = workflows::volume_id
         .eq_any(volumes)
         .and(workflows::finished_at.is_null())

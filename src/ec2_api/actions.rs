@@ -6,8 +6,8 @@ use std::pin::Pin;
 use super::error::ApiResult;
 use super::query::Params;
 use super::{
-    Api, Call, attachments, copy_snapshot, create_snapshots, create_volume, describe_snapshots, instances,
-    snapshot_attributes, snapshots, sts, tags, volumes, zones,
+    Api, Call, attachments, copy_snapshot, copy_volumes, create_snapshots, create_volume, describe_snapshots,
+    instances, snapshot_attributes, snapshots, sts, tags, volumes, zones,
 };
 
 /// What a handler comes down to.
@@ -21,9 +21,10 @@ pub struct Action {
 }
 
 /// Every action there is.
-pub static ACTIONS: [Action; 20] = [
+pub static ACTIONS: [Action; 21] = [
     Action { name: "AttachVolume", run: |api, call, params| Box::pin(attachments::attach(api, call, params)) },
     Action { name: "CopySnapshot", run: |api, call, params| Box::pin(copy_snapshot::copy(api, call, params)) },
+    Action { name: "CopyVolumes", run: |api, call, params| Box::pin(copy_volumes::copy(api, call, params)) },
     Action { name: "CreateSnapshot", run: |api, call, params| Box::pin(snapshots::create(api, call, params)) },
     Action { name: "CreateSnapshots", run: |api, call, params| Box::pin(create_snapshots::create(api, call, params)) },
     Action { name: "CreateTags", run: |api, call, params| Box::pin(tags::create(api, call, params)) },

@@ -12,6 +12,7 @@ pub mod actions;
 mod attachments;
 mod auth;
 mod copy_snapshot;
+mod copy_volumes;
 mod create_snapshots;
 mod create_volume;
 mod describe_snapshots;

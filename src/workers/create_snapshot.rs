@@ -153,7 +153,7 @@ pub(super) async fn row(run: &Run<'_>, snapshot: &SnapshotId) -> Result<snapshot
 
 /// Asks for a snapshot that an earlier lease has cut. It has its one point in time, so a node that is away is waited for; only
 /// when the node says that it is lost is it given up.
-async fn ask_again(run: &Run<'_>, node: &str, spec: &SnapshotSpec) -> Result<SnapshotReport, StepError> {
+pub(super) async fn ask_again(run: &Run<'_>, node: &str, spec: &SnapshotSpec) -> Result<SnapshotReport, StepError> {
     let asked = async { Ok(run.context.nodes.storage(node)?.ensure_snapshot(run.generation, spec).await?) };
     asked.await.map_err(|error| match error {
         StepError::Retry(reason) => StepError::Wait(reason),

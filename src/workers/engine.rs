@@ -15,8 +15,8 @@ use diesel_async::AsyncConnection;
 use tracing::{Instrument, info, info_span, warn};
 
 use super::{
-    Context, attach_volume, copy_snapshot, create_snapshot, create_snapshots, create_volume, delete_snapshot,
-    delete_volume, detach_volume, repair_volume,
+    Context, attach_volume, copy_snapshot, copy_volume, create_snapshot, create_snapshots, create_volume,
+    delete_snapshot, delete_volume, detach_volume, repair_volume,
 };
 use crate::db::workflows::{self, Workflow as Row};
 use crate::db::{self, Conn};
@@ -142,6 +142,7 @@ pub(super) async fn drive(context: &Context, row: Row) {
             "detach_volume" => begin::<detach_volume::DetachVolume>(context, &row).await,
             "create_snapshot" => begin::<create_snapshot::CreateSnapshot>(context, &row).await,
             "copy_snapshot" => begin::<copy_snapshot::CopySnapshot>(context, &row).await,
+            "copy_volume" => begin::<copy_volume::CopyVolume>(context, &row).await,
             "create_snapshots" => begin::<create_snapshots::CreateSnapshots>(context, &row).await,
             "delete_snapshot" => begin::<delete_snapshot::DeleteSnapshot>(context, &row).await,
             "repair_volume" => begin::<repair_volume::RepairVolume>(context, &row).await,

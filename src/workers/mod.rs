@@ -22,6 +22,7 @@ use crate::seal::Sealer;
 mod at_rest;
 pub mod attach_volume;
 pub mod copy_snapshot;
+pub mod copy_volume;
 pub mod create_snapshot;
 pub mod create_snapshots;
 pub mod create_volume;
