@@ -127,3 +127,17 @@ def test_all_volumes_of_an_instance_by_boto3_and_by_the_cli(ec2, aws, vbs, pair)
         ec2.delete_snapshot(SnapshotId=snapshot)
     with pytest.raises(ClientError, match="DryRunOperation"):
         ec2.create_snapshots(InstanceSpecification=instance, DryRun=True)
+
+
+def test_a_volume_is_copied_by_boto3_and_by_the_cli(ec2, aws, volume):
+    (made,) = ec2.copy_volumes(SourceVolumeId=volume, Size=2, VolumeType="gp3", ClientToken=f"copy-{volume}")["Volumes"]
+    (by_cli,) = aws("ec2", "copy-volumes", "--source-volume-id", volume)["Volumes"]
+    try:
+        assert (made["SourceVolumeId"], made["State"], made["Size"]) == (volume, "creating", 2)
+        copies = [made["VolumeId"], by_cli["VolumeId"]]
+        wait(ec2, "volume_available", VolumeIds=copies)
+        seen = {v["VolumeId"]: v["SourceVolumeId"] for v in ec2.describe_volumes(VolumeIds=copies)["Volumes"]}
+        assert seen == dict.fromkeys(copies, volume)
+    finally:
+        remove_volume(ec2, made["VolumeId"])
+        remove_volume(ec2, by_cli["VolumeId"])

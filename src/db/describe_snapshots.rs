@@ -127,7 +127,8 @@ impl Scope<'_> {
             .text(self.account_id)
             .sql(" ORDER BY key), ARRAY(SELECT value FROM tags WHERE resource_id = s.id AND account_id = ")
             .text(self.account_id)
-            .sql(" ORDER BY key) FROM (");
+            // An array, since the planner may want to merge a join, and then reads the whole table up to the page.
+            .sql(" ORDER BY key) FROM snapshots s WHERE s.id = ANY (ARRAY(SELECT v.id FROM (");
         let mut between = "";
         if self.own != Own::None {
             query = self.owned(query, range, conditions);
@@ -138,11 +139,12 @@ impl Scope<'_> {
             query = self.others(query.sql(between), grantee, range, conditions);
             between = " UNION ";
         }
-        let query = query.sql(") v JOIN snapshots s ON s.id = v.id ORDER BY s.id");
-        match range {
+        let query = query.sql(") v ORDER BY v.id");
+        let query = match range {
             Range::These(_) => query,
             Range::Page { limit, .. } => query.sql(" LIMIT ").number(limit),
-        }
+        };
+        query.sql(")) ORDER BY s.id")
     }
 
     /// The ids of its own.
