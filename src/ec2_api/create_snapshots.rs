@@ -54,6 +54,9 @@ pub async fn create(api: &Api, call: &Call, params: Params) -> ApiResult<String>
                     request.instance
                 )));
             }
+            for volume in &volumes {
+                check_pending(conn, volume).await?;
+            }
             let mut made = Vec::with_capacity(volumes.len());
             for volume in &volumes {
                 made.push(insert(conn, account, &request, set, volume).await?);
@@ -132,7 +135,6 @@ async fn insert(
     volume: &VolumeId,
 ) -> ApiResult<(Snapshot, Tags)> {
     let source = hold_source(conn, volume).await?;
-    check_pending(conn, volume).await?;
     let mut tags = if request.copy_tags { tag_rows::of_resource(conn, volume.as_str()).await? } else { Tags::new() };
     tags.extend(request.tags.clone());
     if tags.len() > MAX_TAGS {
