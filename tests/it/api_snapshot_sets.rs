@@ -160,10 +160,34 @@ async fn what_cannot_be_a_set_is_refused_and_strangers_learn_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_cannot_rest_its_guests_takes_one_volume_at_a_time() {
+    let three = Three::start("workers = { sweep_s = 3600 }").await;
+    let xen = "UPDATE nodes SET drivers = 'xen,open-iscsi' WHERE name = 'vmm-a'";
+    let mut conn = three.cloud.pool.get().await.unwrap();
+    diesel_async::RunQueryDsl::execute(diesel::sql_query(xen), &mut *conn).await.unwrap();
+    drop(conn);
+    let instance = ("InstanceSpecification.InstanceId", three.instance.as_str());
+    assert_eq!(three.cloud.client.fails("CreateSnapshots", &[instance]).await.0, "UnsupportedOperation");
+    let all_but_one = [
+        ("InstanceSpecification.ExcludeDataVolumeId.1", three.volumes[0].as_str()),
+        ("InstanceSpecification.ExcludeDataVolumeId.2", three.volumes[1].as_str()),
+    ];
+    let snapshots = three.take(&all_but_one).await.all("snapshotId");
+    three.all_become(&snapshots, "completed").await;
+    assert_eq!(snapshots.len(), 1);
+    three.nothing_is_left(&snapshots).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn when_one_of_a_set_cannot_be_taken_none_is_and_the_guest_goes_on() {
-    for kind in [FaultKind::FailBefore(ErrorKind::NoRoom), FaultKind::FailBefore(ErrorKind::Fatal)] {
+    for (verb, times, error) in [
+        ("ensure_snapshot", 1, ErrorKind::NoRoom),
+        ("ensure_snapshot", 1, ErrorKind::Fatal),
+        ("ensure_paused", 0, ErrorKind::Retry),
+        ("ensure_resumed", 1, ErrorKind::Fatal),
+    ] {
         let three = Three::start(IMPATIENT).await;
-        three.cloud.sim.push_fault(Fault { verb: "ensure_snapshot", after: 2, times: 1, kind });
+        three.cloud.sim.push_fault(Fault { verb, after: 2, times, kind: FaultKind::FailBefore(error) });
         let snapshots = three.take(&[]).await.all("snapshotId");
         three.all_become(&snapshots, "error").await;
         assert_eq!(contents(&three.cloud.sim, &snapshots), [None; 3]);
