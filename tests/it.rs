@@ -2,6 +2,8 @@
 
 #[path = "it/api_attachments.rs"]
 mod api_attachments;
+#[path = "it/api_copy_volumes.rs"]
+mod api_copy_volumes;
 #[path = "it/api_front.rs"]
 mod api_front;
 #[path = "it/api_instances.rs"]
@@ -10,6 +12,12 @@ mod api_instances;
 mod api_modify;
 #[path = "it/api_quotas.rs"]
 mod api_quotas;
+#[path = "it/api_snapshot_copies.rs"]
+mod api_snapshot_copies;
+#[path = "it/api_snapshot_sets.rs"]
+mod api_snapshot_sets;
+#[path = "it/api_snapshot_sharing.rs"]
+mod api_snapshot_sharing;
 #[path = "it/api_snapshots.rs"]
 mod api_snapshots;
 #[path = "it/api_tags.rs"]

@@ -223,6 +223,16 @@ pub async fn insert(conn: &mut Conn, new: &NewAttachment<'_>) -> Result<Option<A
         .optional()?)
 }
 
+/// The volumes that are attached to an instance, or being attached or detached, in the order of their ids.
+pub async fn volumes_of_instance(conn: &mut Conn, instance: &InstanceId) -> Result<Vec<VolumeId>> {
+    Ok(attachments::table
+        .filter(attachments::instance_id.eq(instance).and(attachments::state.ne(AttachmentState::Detached)))
+        .select(attachments::volume_id)
+        .order(attachments::volume_id)
+        .load(conn)
+        .await?)
+}
+
 /// How many live attachments the instance has.
 pub async fn count_live_of_instance(conn: &mut Conn, instance: &InstanceId) -> Result<i64> {
     Ok(attachments::table

@@ -43,6 +43,8 @@ pub struct DescribedVolume {
     pub encrypted: bool,
     /// Whether several instances may attach it.
     pub multi_attach: bool,
+    /// The volume it is a copy of.
+    pub source_volume_id: Option<VolumeId>,
     /// Its live attachment; the fields are there all or none.
     pub instance_id: Option<InstanceId>,
     /// The device name, as the caller wrote it.
@@ -76,6 +78,7 @@ type Row = (
     Nullable<Text>,
     Nullable<Text>,
     Nullable<Text>,
+    Nullable<Text>,
     Nullable<Timestamptz>,
     Nullable<Bool>,
     Array<Text>,
@@ -87,7 +90,7 @@ const ID: &str = "v.id";
 
 const SELECT: &str = "SELECT v.account_id, v.id, v.size_gib, v.snapshot_id, v.zone, v.state, v.created_at, \
     v.volume_type, v.iops, \
-    v.throughput, v.initialization_rate, v.encrypted, v.multi_attach, \
+    v.throughput, v.initialization_rate, v.encrypted, v.multi_attach, v.source_volume_id, \
     a.instance_id, a.device, a.state, a.attached_at, a.delete_on_termination, \
     ARRAY(SELECT key FROM tags WHERE resource_id = v.id ORDER BY key), \
     ARRAY(SELECT value FROM tags WHERE resource_id = v.id ORDER BY key) \

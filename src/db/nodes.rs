@@ -121,6 +121,12 @@ pub async fn facts(conn: &mut Conn) -> Result<Vec<Facts>> {
     Ok(rows.load(conn).await?)
 }
 
+/// The names of a node's drivers, separated by commas; none when it has never told.
+pub async fn drivers(conn: &mut Conn, name: &str) -> Result<String> {
+    let told = nodes::table.find(name).select(nodes::drivers).first(conn).await.optional()?;
+    Ok(told.unwrap_or_default())
+}
+
 /// Drains a node, or takes that back, and tells every gateway.
 pub async fn set_drained(conn: &mut Conn, name: &str, kind: &str, zone: &str, drained: bool) -> Result<()> {
     diesel::insert_into(nodes::table)

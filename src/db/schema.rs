@@ -60,6 +60,7 @@ diesel::table! {
         client_token -> Nullable<Text>,
         request_digest -> Nullable<Bytea>,
         auto_enable_io -> Bool,
+        source_volume_id -> Nullable<Text>,
     }
 }
 
@@ -103,6 +104,18 @@ diesel::table! {
         started_at -> Timestamptz,
         completed_at -> Nullable<Timestamptz>,
         data_bytes -> Nullable<Int8>,
+        set_id -> Nullable<Uuid>,
+        cut_generation -> Nullable<Int8>,
+        source_id -> Nullable<Text>,
+        completion_minutes -> Nullable<Int4>,
+        status_message -> Nullable<Text>,
+    }
+}
+
+diesel::table! {
+    snapshot_permissions (snapshot_id, grantee) {
+        snapshot_id -> Text,
+        grantee -> Text,
     }
 }
 
@@ -202,6 +215,7 @@ diesel::joinable!(access_keys -> accounts (account_id));
 diesel::joinable!(attachments -> instances (instance_id));
 diesel::joinable!(attachments -> volumes (volume_id));
 diesel::joinable!(volume_modifications -> volumes (volume_id));
+diesel::joinable!(snapshot_permissions -> snapshots (snapshot_id));
 diesel::joinable!(workflow_events -> workflows (workflow_id));
 diesel::allow_tables_to_appear_in_same_query!(
     access_keys,
@@ -210,6 +224,7 @@ diesel::allow_tables_to_appear_in_same_query!(
     instances,
     nodes,
     quotas,
+    snapshot_permissions,
     snapshots,
     tags,
     volume_modifications,

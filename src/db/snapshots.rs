@@ -3,9 +3,10 @@
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
+use uuid::Uuid;
 
 use super::schema::snapshots;
-use super::{Conn, Result, tags};
+use super::{Conn, Result, snapshot_permissions, tags};
 use crate::ids::{SnapshotId, VolumeId};
 use crate::state::SnapshotState;
 
@@ -39,6 +40,12 @@ pub struct Snapshot {
     pub completed_at: Option<DateTime<Utc>>,
     /// The bytes of it that hold data.
     pub data_bytes: Option<i64>,
+    /// Those it is taken together with, of all volumes of an instance at one instant.
+    pub set_id: Option<Uuid>,
+    /// The lease under which all of them were cut; `None` until then.
+    pub cut_generation: Option<i64>,
+    /// What it is a copy of.
+    pub source_id: Option<SnapshotId>,
 }
 
 /// The snapshot, whatever its state. For workers: no account is asked for.
@@ -51,9 +58,12 @@ pub async fn of_node(conn: &mut Conn, node: &str) -> Result<Vec<Snapshot>> {
     Ok(snapshots::table.filter(snapshots::node.eq(node)).select(Snapshot::as_select()).load(conn).await?)
 }
 
-/// The snapshot, held so that nobody deletes it before the transaction ends.
-pub async fn find_for_share(conn: &mut Conn, id: &SnapshotId) -> Result<Option<Snapshot>> {
-    Ok(snapshots::table.find(id).select(Snapshot::as_select()).for_share().first(conn).await.optional()?)
+/// The snapshot, if the account owns it or it is shared with it, held so that nobody deletes it before the transaction ends.
+pub async fn find_usable(conn: &mut Conn, id: &SnapshotId, account_id: &str) -> Result<Option<Snapshot>> {
+    let row = snapshots::table.find(id).select(Snapshot::as_select()).for_share().first(conn).await.optional()?;
+    let Some(row) = row.filter(|row| row.state != SnapshotState::Deleting) else { return Ok(None) };
+    let usable = row.account_id == account_id || snapshot_permissions::is_granted(conn, id, account_id).await?;
+    Ok(usable.then_some(row))
 }
 
 /// A snapshot that is being asked for.
@@ -68,11 +78,50 @@ pub struct NewSnapshot<'a> {
     pub node: &'a str,
     pub description: &'a str,
     pub state: SnapshotState,
+    pub set_id: Option<Uuid>,
 }
 
 /// Stores a new snapshot.
 pub async fn insert(conn: &mut Conn, new: &NewSnapshot<'_>) -> Result<Snapshot> {
     Ok(diesel::insert_into(snapshots::table).values(new).returning(Snapshot::as_returning()).get_result(conn).await?)
+}
+
+/// What a copy says it is of, as on EC2: no volume.
+pub const NO_VOLUME: &str = "vol-ffffffff";
+
+/// A copy that is being asked for.
+#[derive(Debug, Clone, Copy, Insertable)]
+#[diesel(table_name = snapshots, check_for_backend(diesel::pg::Pg))]
+#[allow(missing_docs, reason = "the fields are those of Snapshot and of describe_snapshots::DescribedSnapshot")]
+pub struct NewCopy<'a> {
+    pub id: &'a SnapshotId,
+    pub account_id: &'a str,
+    pub volume_id: &'a str,
+    pub volume_size_gib: i32,
+    pub node: &'a str,
+    pub description: &'a str,
+    pub state: SnapshotState,
+    pub status_message: Option<&'a str>,
+    pub source_id: &'a SnapshotId,
+    pub completion_minutes: Option<i32>,
+}
+
+/// Stores a new copy.
+pub async fn insert_copy(conn: &mut Conn, new: &NewCopy<'_>) -> Result<()> {
+    diesel::insert_into(snapshots::table).values(new).execute(conn).await?;
+    Ok(())
+}
+
+/// How many copies of the account are being made.
+pub async fn count_copying(conn: &mut Conn, account_id: &str) -> Result<i64> {
+    let copying = snapshots::source_id.is_not_null().and(snapshots::state.eq(SnapshotState::Pending));
+    Ok(snapshots::table.filter(snapshots::account_id.eq(account_id).and(copying)).count().get_result(conn).await?)
+}
+
+/// Whether a copy of this snapshot is being made.
+pub async fn any_copying_from(conn: &mut Conn, source: &SnapshotId) -> Result<bool> {
+    let copying = snapshots::source_id.eq(source).and(snapshots::state.eq(SnapshotState::Pending));
+    Ok(diesel::select(diesel::dsl::exists(snapshots::table.filter(copying))).get_result(conn).await?)
 }
 
 /// How many snapshots of the volume are being taken.
@@ -82,6 +131,29 @@ pub async fn count_pending(conn: &mut Conn, volume: &VolumeId) -> Result<i64> {
         .count()
         .get_result(conn)
         .await?)
+}
+
+/// The snapshots of a set that are being taken, in the order of their ids.
+pub async fn pending_of_set(conn: &mut Conn, set: Uuid) -> Result<Vec<Snapshot>> {
+    let pending = snapshots::set_id.eq(set).and(snapshots::state.eq(SnapshotState::Pending));
+    Ok(snapshots::table.filter(pending).order(snapshots::id).select(Snapshot::as_select()).load(conn).await?)
+}
+
+/// Whether any snapshot of a set does not stand apart from its volume yet.
+pub async fn is_set_being_copied(conn: &mut Conn, set: Uuid) -> Result<bool> {
+    let behind =
+        snapshots::set_id.eq(set).and(snapshots::state.eq(SnapshotState::Pending)).and(snapshots::progress.lt(100));
+    Ok(diesel::select(diesel::dsl::exists(snapshots::table.filter(behind))).get_result(conn).await?)
+}
+
+/// Records that what is being taken of a set is cut, all of it at one instant, under this lease.
+pub async fn set_cut(conn: &mut Conn, set: Uuid, generation: i64) -> Result<()> {
+    let pending = snapshots::set_id.eq(set).and(snapshots::state.eq(SnapshotState::Pending));
+    diesel::update(snapshots::table.filter(pending))
+        .set(snapshots::cut_generation.eq(generation))
+        .execute(conn)
+        .await?;
+    Ok(())
 }
 
 /// The snapshot, its row locked until the transaction ends.

@@ -221,6 +221,12 @@ pub async fn hold(conn: &mut Conn, id: &VolumeId) -> Result<Option<Volume>> {
     Ok(row.optional()?)
 }
 
+/// Records what a volume is a copy of.
+pub async fn set_copied_from(conn: &mut Conn, id: &VolumeId, source: &VolumeId) -> Result<()> {
+    diesel::update(volumes::table.find(id)).set(volumes::source_volume_id.eq(source)).execute(conn).await?;
+    Ok(())
+}
+
 /// Moves a volume from one of the states given; tells whether it was in one of them.
 pub async fn swap_state(conn: &mut Conn, id: &VolumeId, from: &[VolumeState], to: VolumeState) -> Result<bool> {
     let rows = diesel::update(volumes::table.find(id).filter(volumes::state.eq_any(from)))

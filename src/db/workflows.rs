@@ -86,6 +86,30 @@ pub async fn enqueue(conn: &mut Conn, kind: &str, lock_key: &str, volume: &Volum
     Ok(())
 }
 
+/// Enqueues a workflow that has nothing to do with any volume: it runs beside all others.
+pub async fn enqueue_apart(conn: &mut Conn, kind: &str, lock_key: &str, params: &Value) -> Result<()> {
+    diesel::insert_into(workflows::table)
+        .values((
+            workflows::kind.eq(kind),
+            workflows::lock_key.eq(lock_key),
+            // A volume of its own, as it were.
+            workflows::volume_id.eq(lock_key),
+            workflows::params.eq(params),
+        ))
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// Gives the live workflow of a lock key a place among those of another volume.
+pub async fn set_volume(conn: &mut Conn, lock_key: &str, volume: &VolumeId) -> Result<()> {
+    diesel::update(workflows::table.filter(workflows::lock_key.eq(lock_key).and(workflows::finished_at.is_null())))
+        .set(workflows::volume_id.eq(volume))
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
 /// Enqueues a workflow unless one is live for the same lock key; tells whether it did.
 pub async fn enqueue_if_idle(
     conn: &mut Conn,
@@ -110,7 +134,7 @@ pub async fn enqueue_if_idle(
 /// Claims up to `limit` workflows that are due and that no older one of the same volume holds up. Each gets a new
 /// generation.
 ///
-/// Snapshots run beside each other and beside a detach: a guest that holds on to its disk for hours must not hold up the
+/// Snapshots, and copies of a volume, run beside each other and beside a detach: a guest that holds on to its disk for hours must not hold up the
 /// snapshots of it. A snapshot that is cut, and only being copied or undone, holds up nothing but the deletion of the volume.
 /// The deletion of a snapshot has nothing to do with the volume any more. A modification that had to wait once, for its node or
 /// for a snapshot that is being copied, is overtaken by attaches and detaches, and does not wait for a detach whose guest
@@ -131,10 +155,10 @@ pub async fn claim(conn: &mut Conn, owner: &str, lease_s: i64, limit: i64) -> Re
                 AND (SELECT true FROM workflows older \
                     WHERE older.volume_id = w.volume_id AND older.finished_at IS NULL AND older.id < w.id \
                     AND 'delete_snapshot' NOT IN (w.kind, older.kind) \
-                    AND NOT (older.kind = 'create_snapshot' AND (older.step > 0 OR older.direction = 'backward') \
+                    AND NOT (older.kind IN ('create_snapshot', 'copy_volume') AND (older.step > 0 OR older.direction = 'backward') \
                         AND w.kind <> 'delete_volume') \
-                    AND NOT (w.kind IN ('create_snapshot', 'detach_volume') \
-                        AND older.kind IN ('create_snapshot', 'detach_volume')) \
+                    AND NOT (w.kind IN ('create_snapshot', 'create_snapshots', 'copy_volume', 'detach_volume') \
+                        AND older.kind IN ('create_snapshot', 'create_snapshots', 'copy_volume', 'detach_volume')) \
                     AND NOT (older.attempts > 0 AND ((older.kind = 'modify_volume' \
                         AND w.kind IN ('attach_volume', 'detach_volume')) \
                         OR (older.kind = 'detach_volume' AND w.kind = 'modify_volume'))) LIMIT 1) IS NULL \
@@ -342,10 +366,26 @@ pub async fn show(conn: &mut Conn, id: i64) -> Result<Option<(Workflow, Vec<Even
 /// Whether a workflow is live that may be changing what the nodes have of this volume: all but the deletion of a snapshot, and
 /// a snapshot that is cut, which may be copied for hours.
 pub async fn any_changing(conn: &mut Conn, volume: &VolumeId) -> Result<bool> {
-    let cut = workflows::kind.eq("create_snapshot").and(workflows::step.gt(0).or(workflows::direction.eq("backward")));
+    let cut = workflows::kind
+        .eq_any(["create_snapshot", "copy_volume"])
+        .and(workflows::step.gt(0).or(workflows::direction.eq("backward")));
     let changing = diesel::dsl::not(cut.or(workflows::kind.eq("delete_snapshot")));
     let live = workflows::volume_id.eq(volume).and(workflows::finished_at.is_null());
     Ok(diesel::select(diesel::dsl::exists(workflows::table.filter(live.and(changing)))).get_result(conn).await?)
+}
+
+/// Whether a workflow of one of these volumes is live that is older than the live one of this lock key, and for which a
+/// snapshot waits.
+pub async fn any_older_changing(conn: &mut Conn, lock_key: &str, volumes: &[VolumeId]) -> Result<bool> {
+    let own = workflows::table.filter(workflows::lock_key.eq(lock_key).and(workflows::finished_at.is_null()));
+    let Some(own) = own.select(workflows::id).first::<i64>(conn).await.optional()? else { return Ok(false) };
+    let beside = ["create_snapshot", "create_snapshots", "copy_volume", "delete_snapshot", "detach_volume"];
+    let older = workflows::volume_id
+        .eq_any(volumes)
+        .and(workflows::finished_at.is_null())
+        .and(workflows::id.lt(own))
+        .and(workflows::kind.ne_all(beside));
+    Ok(diesel::select(diesel::dsl::exists(workflows::table.filter(older))).get_result(conn).await?)
 }
 
 /// Whether the live workflow of a lock key still runs forward and has not begun its second step.

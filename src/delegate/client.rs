@@ -26,9 +26,9 @@ use tokio_rustls::TlsConnector;
 
 use super::wire::{self, Call, DetachSpec, GrowSpec};
 use super::{
-    ConnectSpec, DelegateError, Detach, DiskSpec, ExportSpec, Generation, Growth, Pause, PauseSpec, Portal, Result,
-    SnapshotMethod, SnapshotReport, SnapshotSpec, StorageObservation, VmmDelegate, VmmObservation, VolumeDelegate,
-    VolumeSpec,
+    ConnectSpec, CopySpec, DelegateError, Detach, DiskSpec, ExportSpec, Generation, Growth, Pause, PauseSpec, Portal,
+    Result, SnapshotMethod, SnapshotReport, SnapshotSpec, StorageObservation, VmmDelegate, VmmObservation,
+    VolumeDelegate, VolumeSpec,
 };
 use crate::config::{ConfigError, Remote};
 use crate::ids::VolumeId;
@@ -229,6 +229,10 @@ impl VolumeDelegate for Client {
 
     async fn ensure_snapshot(&self, generation: Generation, spec: &SnapshotSpec) -> Result<SnapshotReport> {
         self.ensure("ensure_snapshot", LONG, generation, spec).await
+    }
+
+    async fn ensure_snapshot_copy(&self, generation: Generation, spec: &CopySpec) -> Result<SnapshotReport> {
+        self.ensure("ensure_snapshot_copy", LONG, generation, spec).await
     }
 
     async fn ensure_grown(&self, generation: Generation, spec: &VolumeSpec) -> Result<Growth> {

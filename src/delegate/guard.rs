@@ -23,9 +23,9 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::fence::Fence;
 use super::{
-    ConnectSpec, DelegateError, Detach, DiskSpec, ExportSpec, Generation, Growth, Pause, PauseSpec, Portal, Result,
-    SnapshotMethod, SnapshotReport, SnapshotSpec, StorageObservation, VmmDelegate, VmmObservation, VolumeDelegate,
-    VolumeSpec,
+    ConnectSpec, CopySpec, DelegateError, Detach, DiskSpec, ExportSpec, Generation, Growth, Pause, PauseSpec, Portal,
+    Result, SnapshotMethod, SnapshotReport, SnapshotSpec, StorageObservation, VmmDelegate, VmmObservation,
+    VolumeDelegate, VolumeSpec,
 };
 use crate::ids::VolumeId;
 
@@ -129,6 +129,12 @@ impl<D: VolumeDelegate + ?Sized + 'static> VolumeDelegate for Guarded<D> {
         let own = spec.clone();
         let call = |inner: Arc<D>| async move { inner.ensure_snapshot(generation, &own).await };
         self.guarded(Some(generation), &[spec.snapshot.as_str(), spec.volume.as_str()], call).await
+    }
+
+    async fn ensure_snapshot_copy(&self, generation: Generation, spec: &CopySpec) -> Result<SnapshotReport> {
+        let own = spec.clone();
+        let call = |inner: Arc<D>| async move { inner.ensure_snapshot_copy(generation, &own).await };
+        self.guarded(Some(generation), &[spec.snapshot.as_str()], call).await
     }
 
     async fn ensure_grown(&self, generation: Generation, spec: &VolumeSpec) -> Result<Growth> {
@@ -275,6 +281,9 @@ mod tests {
         async fn ensure_snapshot(&self, _: Generation, _: &SnapshotSpec) -> Result<SnapshotReport> {
             self.call::<()>("snapshot").await?;
             Ok(SnapshotReport { size_bytes: 0, data_bytes: 0, progress: 100 })
+        }
+        async fn ensure_snapshot_copy(&self, _: Generation, _: &CopySpec) -> Result<SnapshotReport> {
+            Err(DelegateError::fatal("not asked for here"))
         }
         async fn ensure_grown(&self, _: Generation, _: &VolumeSpec) -> Result<Growth> {
             Err(DelegateError::fatal("not asked for here"))

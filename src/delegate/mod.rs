@@ -63,6 +63,15 @@ impl SnapshotSpec {
     }
 }
 
+/// A copy of a snapshot as a storage node shall have it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopySpec {
+    /// The snapshot to make.
+    pub snapshot: SnapshotId,
+    /// The whole snapshot it is a copy of. Once the copy is there the source is no longer needed.
+    pub source: SnapshotId,
+}
+
 /// What a storage node says of a snapshot that is cut: whatever is written to the volume from now on is not in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotReport {
@@ -385,6 +394,10 @@ pub trait VolumeDelegate: Send + Sync {
     /// what keeps it overflowed or is gone, is an error (Fatal) and never one day whole. Room is made for all of it at the cut:
     /// one that is cut is never refused for want of room.
     async fn ensure_snapshot(&self, generation: Generation, spec: &SnapshotSpec) -> Result<SnapshotReport>;
+
+    /// Makes a snapshot that is a copy of another one on this node, whole before this returns, and from then on as independent
+    /// of it as of any. Fatal when there is neither.
+    async fn ensure_snapshot_copy(&self, generation: Generation, spec: &CopySpec) -> Result<SnapshotReport>;
 
     /// Grows the volume, and makes its exports show the new size where they can while somebody is logged in. Never shrinks.
     async fn ensure_grown(&self, generation: Generation, spec: &VolumeSpec) -> Result<Growth>;

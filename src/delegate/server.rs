@@ -49,6 +49,10 @@ impl StorageService {
                 let call: Call<_> = read(body)?;
                 written(node.ensure_snapshot(call.generation, &call.spec).await)
             }
+            "ensure_snapshot_copy" => {
+                let call: Call<_> = read(body)?;
+                written(node.ensure_snapshot_copy(call.generation, &call.spec).await)
+            }
             "ensure_grown" => {
                 let call: Call<_> = read(body)?;
                 written(node.ensure_grown(call.generation, &call.spec).await)

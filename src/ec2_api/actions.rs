@@ -11,9 +11,9 @@ use std::sync::LazyLock;
 use super::error::ApiResult;
 use super::query::Params;
 use super::{
-    Api, Call, account_attributes, attachments, create_volume, instance_attributes, instance_status, instance_types,
-    instances, modify_volume, snapshots, sts, tags, volume_attributes, volume_modifications, volume_status, volumes,
-    zones,
+    Api, Call, account_attributes, attachments, copy_snapshot, copy_volumes, create_snapshots, create_volume,
+    describe_snapshots, instance_attributes, instance_status, instance_types, instances, modify_volume,
+    snapshot_attributes, snapshots, sts, tags, volume_attributes, volume_modifications, volume_status, volumes, zones,
 };
 
 /// What a handler comes down to.
@@ -29,7 +29,10 @@ pub struct Action {
 /// Every action there is.
 pub static ACTIONS: &[Action] = &[
     Action { name: "AttachVolume", run: |api, call, params| Box::pin(attachments::attach(api, call, params)) },
+    Action { name: "CopySnapshot", run: |api, call, params| Box::pin(copy_snapshot::copy(api, call, params)) },
+    Action { name: "CopyVolumes", run: |api, call, params| Box::pin(copy_volumes::copy(api, call, params)) },
     Action { name: "CreateSnapshot", run: |api, call, params| Box::pin(snapshots::create(api, call, params)) },
+    Action { name: "CreateSnapshots", run: |api, call, params| Box::pin(create_snapshots::create(api, call, params)) },
     Action { name: "CreateTags", run: |api, call, params| Box::pin(tags::create(api, call, params)) },
     Action { name: "CreateVolume", run: |api, call, params| Box::pin(create_volume::create(api, call, params)) },
     Action { name: "DeleteSnapshot", run: |api, call, params| Box::pin(snapshots::delete(api, call, params)) },
@@ -60,7 +63,14 @@ pub static ACTIONS: &[Action] = &[
         name: "DescribeRegions",
         run: |api, call, params| Box::pin(async { zones::describe_regions(api, call, params) }),
     },
-    Action { name: "DescribeSnapshots", run: |api, call, params| Box::pin(snapshots::describe(api, call, params)) },
+    Action {
+        name: "DescribeSnapshotAttribute",
+        run: |api, call, params| Box::pin(snapshot_attributes::describe(api, call, params)),
+    },
+    Action {
+        name: "DescribeSnapshots",
+        run: |api, call, params| Box::pin(describe_snapshots::describe(api, call, params)),
+    },
     Action { name: "DescribeTags", run: |api, call, params| Box::pin(tags::describe(api, call, params)) },
     Action {
         name: "DescribeVolumeAttribute",
@@ -85,10 +95,18 @@ pub static ACTIONS: &[Action] = &[
         name: "ModifyInstanceAttribute",
         run: |api, call, params| Box::pin(instance_attributes::modify(api, call, params)),
     },
+    Action {
+        name: "ModifySnapshotAttribute",
+        run: |api, call, params| Box::pin(snapshot_attributes::modify(api, call, params)),
+    },
     Action { name: "ModifyVolume", run: |api, call, params| Box::pin(modify_volume::modify(api, call, params)) },
     Action {
         name: "ModifyVolumeAttribute",
         run: |api, call, params| Box::pin(volume_attributes::modify(api, call, params)),
+    },
+    Action {
+        name: "ResetSnapshotAttribute",
+        run: |api, call, params| Box::pin(snapshot_attributes::reset(api, call, params)),
     },
 ];
 

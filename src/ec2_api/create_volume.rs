@@ -23,13 +23,13 @@ use super::volume_types::{self, Asked, Shape};
 use super::{Api, Call, quotas, tags};
 
 /// The most characters of a client token.
-const MAX_TOKEN: usize = 64;
+pub(super) const MAX_TOKEN: usize = 64;
 /// How often a volume is inserted when its token is there: at the second try the first volume of the token is found, unless it
 /// could not be made just then and gave its token back.
 const TRIES: usize = 3;
 
 /// EC2's code for a zone that cannot take the volume.
-const NO_ROOM: &str = "InsufficientVolumeCapacity";
+pub(super) const NO_ROOM: &str = "InsufficientVolumeCapacity";
 
 /// The parameters as they came: what a token's digest is made of.
 #[derive(Debug)]
@@ -252,7 +252,7 @@ async fn admit(api: &Api, account: &str, shape: &Shape, new: NewVolume) -> ApiRe
 
 /// The same in a transaction that holds all the rows that it will. `None` for a token that is there: it is looked at before
 /// the quota, since a repetition needs no room.
-async fn admit_in(
+pub(super) async fn admit_in(
     api: &Api,
     conn: &mut Conn,
     account: &str,
@@ -271,7 +271,7 @@ async fn admit_in(
 }
 
 /// The volume that an earlier request with this token made.
-async fn repeated(conn: &mut Conn, account: &str, token: &str, digest: &[u8]) -> ApiResult<Option<Volume>> {
+pub(super) async fn repeated(conn: &mut Conn, account: &str, token: &str, digest: &[u8]) -> ApiResult<Option<Volume>> {
     let Some((row, earlier)) = rows::find_by_token(conn, account, token).await? else { return Ok(None) };
     let mismatch = |text: &str| Err(ApiError::new("IdempotentParameterMismatch", text));
     if earlier.as_deref() != Some(digest) {
@@ -304,10 +304,7 @@ async fn place_beside(
     shape: &Shape,
     id: &SnapshotId,
 ) -> ApiResult<(i32, String)> {
-    let source = snapshots::find_for_share(conn, id)
-        .await?
-        .filter(|row| row.account_id == account && row.state != SnapshotState::Deleting)
-        .ok_or_else(|| no_snapshot(id))?;
+    let source = snapshots::find_usable(conn, id, account).await?.ok_or_else(|| no_snapshot(id))?;
     if source.state != SnapshotState::Completed {
         return Err(incorrect_state(format!("Snapshot is in invalid state - {}", source.state)));
     }
@@ -326,11 +323,13 @@ async fn place_beside(
     Ok((size, node))
 }
 
-fn bytes(size_gib: i32) -> u64 {
+/// GiB in bytes.
+pub(super) fn bytes(size_gib: i32) -> u64 {
     u64::try_from(size_gib).unwrap_or(0) << 30
 }
 
-fn no_room() -> ApiError {
+/// The refusal of a volume that its zone has no room for.
+pub(super) fn no_room() -> ApiError {
     ApiError::new(
         NO_ROOM,
         "There is not enough capacity to fulfill your volume provision request. Retry with another zone, or later.",

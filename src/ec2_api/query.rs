@@ -70,6 +70,15 @@ pub struct FilterParam {
     pub values: Vec<String>,
 }
 
+/// One item of a change of who may use a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PermissionParam {
+    /// `CreateVolumePermission.Add.N.UserId`
+    pub user_id: Option<String>,
+    /// `CreateVolumePermission.Add.N.Group`
+    pub group: Option<String>,
+}
+
 impl Query {
     /// Decodes the query string and the body of a request; a parameter may stand in either, but only once.
     pub fn decode(query: &[u8], body: &[u8]) -> ApiResult<Self> {
@@ -228,6 +237,17 @@ impl Params {
             fields.finish_inside("BlockDeviceMapping.N.")?;
         }
         Ok(devices)
+    }
+
+    /// Takes `CreateVolumePermission.Add.N`, or of another such name.
+    pub fn permissions(&mut self, name: &str) -> ApiResult<Vec<PermissionParam>> {
+        let mut permissions = Vec::new();
+        for (_, fields) in self.indexed(name) {
+            let mut fields = Self(fields);
+            permissions.push(PermissionParam { user_id: fields.text("UserId"), group: fields.text("Group") });
+            fields.finish_inside(&format!("{name}.N."))?;
+        }
+        Ok(permissions)
     }
 
     /// Refuses what nobody has taken. Handlers call it when they have taken all they know, before anything else.

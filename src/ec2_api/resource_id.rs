@@ -28,6 +28,8 @@ pub enum Dialect {
     VolumeStatus,
     /// CreateVolume, DescribeSnapshots and DeleteSnapshot.
     Snapshot,
+    /// ResetSnapshotAttribute.
+    ResetSnapshot,
     /// AttachVolume, DetachVolume.
     Instance,
     /// DescribeInstances.
@@ -77,7 +79,7 @@ fn absent(dialect: Dialect) -> ApiError {
         }
         Dialect::VolumeAttribute => "volumeId".into(),
         Dialect::Volumes | Dialect::Volume | Dialect::VolumeStatus => null("null", "volumeId"),
-        Dialect::Snapshot => null("null", "snapshotId"),
+        Dialect::Snapshot | Dialect::ResetSnapshot => null("null", "snapshotId"),
         Dialect::Instance | Dialect::Instances => null("null", "instanceId"),
     };
     ApiError::new("MissingParameter", message)
@@ -96,6 +98,9 @@ fn refusal(text: &str, why: IdError, dialect: Dialect) -> ApiError {
         }
         (Dialect::VolumeStatus, IdError::WrongLength) => {
             ApiError::new("InvalidVolumeID.Malformed", format!("Invalid id: \"{shown}\""))
+        }
+        (Dialect::ResetSnapshot, _) => {
+            ApiError::new("InvalidSnapshotID.Malformed", format!("The snapshot ID '{shown}' is malformed"))
         }
         (Dialect::Volumes, _) if text.is_empty() => missing("The request must contain the parameter volumes".into()),
         (Dialect::Volumes, _) => invalid_value(expected(shown, "volumes", "vol")),

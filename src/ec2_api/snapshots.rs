@@ -1,28 +1,24 @@
-//! CreateSnapshot, DeleteSnapshot and DescribeSnapshots.
+//! CreateSnapshot and DeleteSnapshot.
 
+use std::future::Future;
 use std::time::Duration;
 
 use diesel_async::AsyncConnection;
 
-use crate::db::describe_snapshots::{self as table, DescribedSnapshot};
 use crate::db::snapshots::{self as rows, NewSnapshot, Snapshot};
-use crate::db::statement::{Condition, Subject};
-use crate::db::{describe_tags, volumes as volume_rows};
+use crate::db::volumes::{self as volume_rows, Volume};
+use crate::db::{self, Conn, describe_tags};
 use crate::ids::{SnapshotId, VolumeId};
 use crate::state::{SnapshotState, VolumeState};
 use crate::workers::{create_snapshot, delete_snapshot};
 
 use super::error::{ApiError, ApiResult};
-use super::faults::{self, clip, incorrect_state, invalid_value, no_snapshot, no_volume, unsupported};
-use super::filters::{self, Filter};
-use super::paging::{Onward, PageParams, PageRules};
+use super::faults::{clip, incorrect_state, invalid_value, no_snapshot, no_volume, unsupported};
 use super::query::Params;
 use super::resource_id::{self, Dialect};
 use super::tag_rules::{self, Tags};
-use super::xml::Xml;
 use super::{Api, Call, quotas, tags, volumes};
 
-const PAGES: PageRules = PageRules { ids_set: "snapshotIdsSet", kind: "snapshot", zero_is_none: true };
 /// How long an answer waits for the cut; far from the time after which clients ask again.
 const CUT_PATIENCE: Duration = Duration::from_secs(10);
 /// How often it looks.
@@ -30,42 +26,18 @@ const CUT_POLL: Duration = Duration::from_millis(10);
 /// The most characters of a description.
 const MAX_DESCRIPTION: usize = 255;
 
-const FILTERS: [&str; 15] = [
-    "description",
-    "encrypted",
-    "owner-alias",
-    "owner-id",
-    "progress",
-    "snapshot-id",
-    "start-time",
-    "status",
-    "storage-tier",
-    "tag:",
-    "tag-key",
-    "tag-value",
-    "transfer-type",
-    "volume-id",
-    "volume-size",
-];
-
 /// CreateSnapshot. Without a client token, as on EC2: the same request again makes a second snapshot.
 pub async fn create(api: &Api, call: &Call, mut params: Params) -> ApiResult<String> {
     let volume = params.text("VolumeId");
     let description = params.text("Description").unwrap_or_default();
-    let elsewhere =
-        params.filled("OutpostArn").is_some() | params.filled("Location").is_some_and(|at| at != "regional");
+    let elsewhere = is_elsewhere(&mut params);
     let specifications = params.tag_specifications()?;
     params.finish()?;
     let volume: VolumeId = resource_id::required(volume.as_deref(), Dialect::Volume)?;
     let tags = tag_rules::from_specifications(specifications, "snapshot")?;
-    if description.chars().count() > MAX_DESCRIPTION {
-        return Err(invalid_value(format!(
-            "Value ({}) for parameter description is invalid. It must be at most {MAX_DESCRIPTION} characters long.",
-            clip(&description)
-        )));
-    }
+    check_description(&description)?;
     if elsewhere {
-        return Err(unsupported("Outposts and local snapshots are not supported."));
+        return Err(outposts());
     }
     let account = &*call.caller.account_id;
     let mut conn = api.pool.get().await?;
@@ -73,12 +45,7 @@ pub async fn create(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
     call.stop_if_dry_run()?;
     let row = conn
         .transaction(async |conn| {
-            let source = volume_rows::hold(conn, &volume).await?.ok_or_else(|| no_volume(&volume))?;
-            match source.state {
-                VolumeState::Available | VolumeState::InUse => {}
-                VolumeState::Deleting | VolumeState::Deleted => return Err(no_volume(&volume)),
-                state => return Err(incorrect_state(format!("Volume '{volume}' is in the '{state}' state."))),
-            }
+            let source = hold_source(conn, &volume).await?;
             quotas::take_snapshots(api, conn, account, &[&volume]).await?;
             let new = NewSnapshot {
                 id: &SnapshotId::generate(),
@@ -88,36 +55,68 @@ pub async fn create(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
                 node: &source.node,
                 description: &description,
                 state: SnapshotState::Pending,
+                set_id: None,
             };
             let row = rows::insert(conn, &new).await?;
             describe_tags::insert(conn, account, "snapshot", row.id.as_str(), &tags).await?;
             create_snapshot::enqueue(conn, &row.id, &volume).await?;
-            Ok(row)
+            Ok::<_, ApiError>(row)
         })
         .await?;
     api.wake.wake();
     drop(conn);
-    await_cut(api, &row.id).await;
+    let is_cut = || async { create_snapshot::is_cut(&mut *api.pool.get().await?, &row.id).await };
+    if !await_cut(is_cut).await {
+        tracing::info!(snapshot = %row.id, "answered before it was cut");
+    }
     Ok(render(call, &row, &tags))
 }
 
-/// Waits, for a while, until the snapshot is cut: whoever froze a filesystem for it thaws it as soon as this call is
-/// answered, and what is written then must not be in it. EC2 cuts at the call; we answer after the cut. The answer says
-/// `pending` all the same, which is what clients expect.
-async fn await_cut(api: &Api, id: &SnapshotId) {
+/// Takes what says that the snapshot shall be on an Outpost or in a Local Zone.
+pub(super) fn is_elsewhere(params: &mut Params) -> bool {
+    params.filled("OutpostArn").is_some() | params.filled("Location").is_some_and(|at| at != "regional")
+}
+
+/// The refusal of that.
+pub(super) fn outposts() -> ApiError {
+    unsupported("Outposts and local snapshots are not supported.")
+}
+
+/// Refuses a description that is too long.
+pub(super) fn check_description(description: &str) -> ApiResult<()> {
+    if description.chars().count() <= MAX_DESCRIPTION {
+        return Ok(());
+    }
+    Err(invalid_value(format!(
+        "Value ({}) for parameter description is invalid. It must be at most {MAX_DESCRIPTION} characters long.",
+        clip(description)
+    )))
+}
+
+/// The volume to take a snapshot of, held so that its state stays until the transaction ends.
+pub(super) async fn hold_source(conn: &mut Conn, volume: &VolumeId) -> ApiResult<Volume> {
+    let source = volume_rows::hold(conn, volume).await?.ok_or_else(|| no_volume(volume))?;
+    match source.state {
+        VolumeState::Available | VolumeState::InUse => Ok(source),
+        VolumeState::Deleting | VolumeState::Deleted => Err(no_volume(volume)),
+        state => Err(incorrect_state(format!("Volume '{volume}' is in the '{state}' state."))),
+    }
+}
+
+/// Waits, for a while, until it is cut: whoever froze a filesystem for it thaws it as soon as this call is answered, and what
+/// is written then must not be in it. EC2 cuts at the call; we answer after the cut. The answer says `pending` all the same,
+/// which is what clients expect. Tells whether it was cut in time.
+pub(super) async fn await_cut<F>(is_cut: impl Fn() -> F) -> bool
+where
+    F: Future<Output = db::Result<bool>>,
+{
     let cut = async {
-        loop {
-            let asked = async { create_snapshot::is_cut(&mut *api.pool.get().await?, id).await };
-            // Whether it can be asked or not, the snapshot is accepted, and the answer must say so.
-            if asked.await.unwrap_or(true) {
-                return;
-            }
+        // Whether it can be asked or not, the snapshot is accepted, and the answer must say so.
+        while !is_cut().await.unwrap_or(true) {
             tokio::time::sleep(CUT_POLL).await;
         }
     };
-    if tokio::time::timeout(CUT_PATIENCE, cut).await.is_err() {
-        tracing::info!(snapshot = %id, "answered before it was cut");
-    }
+    tokio::time::timeout(CUT_PATIENCE, cut).await.is_ok()
 }
 
 /// The answer: `progress` is there but empty.
@@ -154,96 +153,4 @@ pub async fn delete(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
     .await?;
     api.wake.wake();
     Ok(call.done())
-}
-
-/// DescribeSnapshots. Snapshots cannot be shared here, so what a caller sees is what they own.
-pub async fn describe(api: &Api, call: &Call, mut params: Params) -> ApiResult<String> {
-    let ids = params.list("SnapshotId")?;
-    let (owners, restorers) = (params.list("Owner")?, params.list("RestorableBy")?);
-    let filters = params.filters()?;
-    let page = PageParams::take(&mut params)?;
-    params.finish()?;
-    call.stop_if_dry_run()?;
-    let account = &*call.caller.account_id;
-    let mut page = page.check(PAGES, !ids.is_empty())?;
-    let ids = resource_id::list(&ids, Dialect::Snapshot)?;
-    let selected = is_selected(&owners, account)? & is_selected(&restorers, account)?;
-    let filters = filters::check(filters, &FILTERS)?;
-    let conditions: Vec<Condition> = filters.iter().map(condition).collect();
-    let mut conn = api.pool.get().await?;
-    let mut xml = call.answer();
-    if !ids.is_empty() {
-        let mut rows = table::by_ids(&mut conn, account, &ids, &conditions).await?;
-        if rows.len() < ids.len() {
-            tags::refuse(&ids, &table::existing(&mut conn, account, &ids).await?, faults::no_snapshots)?;
-        }
-        rows.retain(|_| selected);
-        xml.set("snapshotSet", &rows, |xml, row| item(xml, row, account));
-        return Ok(xml.finish());
-    }
-    if !selected {
-        xml.text("snapshotSet", "");
-        return Ok(xml.finish());
-    }
-    xml.open("snapshotSet");
-    let token = loop {
-        let rows = table::page(&mut conn, account, page.after.as_deref(), page.fetch(), &conditions).await?;
-        let onward = page.write(&mut xml, &rows, |row| row.id.to_string(), |xml, row| item(xml, row, account));
-        match onward {
-            Onward::Fetch => {}
-            Onward::End => break None,
-            Onward::Token(token) => break Some(token),
-        }
-    };
-    xml.close("snapshotSet").optional("nextToken", token.as_deref());
-    Ok(xml.finish())
-}
-
-/// Whether the caller's own snapshots are among those of these owners (or restorable by these accounts).
-fn is_selected(owners: &[String], account: &str) -> ApiResult<bool> {
-    for owner in owners {
-        let is_account = owner.len() == 12 && owner.bytes().all(|b| b.is_ascii_digit());
-        if !is_account && !matches!(owner.as_str(), "self" | "amazon" | "aws-marketplace" | "aws-backup-vault" | "all")
-        {
-            return Err(ApiError::new("InvalidUserID.Malformed", format!("Invalid user id: \"{}\"", clip(owner))));
-        }
-    }
-    Ok(owners.is_empty() || owners.iter().any(|owner| owner == "self" || owner == account))
-}
-
-/// What a filter looks at.
-fn condition(filter: &Filter) -> Condition {
-    let expression = match filter.name.as_str() {
-        "description" => "s.description",
-        "encrypted" => "s.encrypted::text",
-        "owner-alias" => "NULL::text",
-        "owner-id" => "s.account_id",
-        "progress" => "s.progress::text || '%'",
-        "snapshot-id" => "s.id",
-        "start-time" => r#"to_char(s.started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"#,
-        "status" => "s.state",
-        "storage-tier" | "transfer-type" => "'standard'::text",
-        "volume-id" => "s.volume_id",
-        "volume-size" => "s.volume_size_gib::text",
-        _ => return tags::condition(filter),
-    };
-    Condition { subject: Subject::Expression(expression), values: filter.values() }
-}
-
-fn item(xml: &mut Xml, row: &DescribedSnapshot, account: &str) {
-    xml.plain("snapshotId", &row.id)
-        .plain("volumeId", &row.volume_id)
-        .plain("status", row.state)
-        .optional("statusMessage", row.state_reason.as_deref().map(|_| "The snapshot could not be taken."))
-        .time("startTime", row.started_at)
-        .plain("progress", format_args!("{}%", row.progress))
-        .plain("ownerId", account)
-        .plain("volumeSize", row.volume_size_gib)
-        .text("description", &row.description)
-        .plain("encrypted", row.encrypted);
-    tags::set(xml, &row.tag_keys, &row.tag_values);
-    xml.text("storageTier", "standard").text("transferType", "standard");
-    if let Some(at) = row.completed_at {
-        xml.time("completionTime", at).optional_plain("fullSnapshotSizeInBytes", row.data_bytes);
-    }
 }

@@ -123,6 +123,7 @@ fn condition(filter: &Filter, region: &Region) -> Condition {
 /// A volume as DescribeVolumes shows it: an empty `snapshotId` and `attachmentSet` stay, an empty `tagSet` does not.
 fn item(xml: &mut Xml, row: &DescribedVolume, account: &str, region: &Region) {
     xml.plain("volumeId", &row.id)
+        .optional_plain("sourceVolumeId", row.source_volume_id.as_ref())
         .plain("size", row.size_gib)
         .text("snapshotId", row.snapshot_id.as_ref().map_or("", |id| id.as_str()))
         .text("availabilityZone", &row.zone)

@@ -7,27 +7,23 @@
 //! A third kind cuts at once and copies afterwards, by itself (thick logical volumes). Then the workflow waits in its second
 //! step, for hours perhaps, and asks from time to time how far it is. Meanwhile the volume is used as ever; only its deletion
 //! waits, for it would take along what is not copied yet. (See [`crate::db::workflows::claim`].)
+//!
+//! Of several volumes at one instant another workflow does the cut ([`super::create_snapshots`]); each snapshot of such a set has
+//! this one too, which waits for that, and then goes on as ever. They succeed together or not at all.
 
-use std::future::Future;
 use std::sync::Mutex;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
-use super::attach_volume;
+use super::at_rest;
 use super::engine::{OnFailure, Run, StepError, Workflow};
-use crate::db::attachments::{self, Located};
 use crate::db::{self, Conn, modifications, snapshots, workflows};
-use crate::delegate::{
-    DiskSpec, Limits, Pause, PauseSpec, Result as DelegateResult, SnapshotMethod, SnapshotReport, SnapshotSpec,
-};
+use crate::delegate::{SnapshotMethod, SnapshotReport, SnapshotSpec};
 use crate::ids::{SnapshotId, VolumeId};
 use crate::state::SnapshotState;
 
 pub(super) const KIND: &str = "create_snapshot";
-
-/// How long a pause lasts unless it is lengthened: the longest a guest stands still after a crash of ours.
-const PAUSE_S: u32 = 30;
 
 #[derive(Serialize, Deserialize)]
 pub(super) struct CreateSnapshot {
@@ -67,24 +63,33 @@ impl Workflow for CreateSnapshot {
     async fn run(&self, run: &Run<'_>, step: Step) -> Result<(), StepError> {
         let row = row(run, &self.snapshot).await?;
         // The second step is begun once the node has said that it is cut.
-        let spec = SnapshotSpec { snapshot: row.id, volume: row.volume_id, cut: run.reached > 0 };
+        let cut_before = run.reached > 0 || set_is_cut(run, &row)?;
+        let spec = SnapshotSpec { snapshot: row.id, volume: row.volume_id, cut: cut_before };
         match step {
             Step::Cut => {
-                let report = if run.reached == 0 {
-                    cut(run, &row.node, &spec).await?
-                } else {
+                let report = if cut_before {
                     ask_again(run, &row.node, &spec).await?
+                } else {
+                    cut(run, &row.node, &spec).await?
                 };
                 *self.report() = Some(report);
                 Ok(())
             }
             Step::Copy => {
                 let progress = self.report().as_ref().map_or(0, |report| report.progress);
-                if progress >= 100 {
+                if progress >= 100 && row.set_id.is_none() {
                     return Ok(());
                 }
-                snapshots::set_progress(&mut *run.conn().await?, &spec.snapshot, progress).await?;
-                Err(StepError::Wait(format!("{progress} % are copied")))
+                let mut conn = run.conn().await?;
+                snapshots::set_progress(&mut conn, &spec.snapshot, progress).await?;
+                match row.set_id {
+                    _ if progress < 100 => Err(StepError::Wait(format!("{progress} % are copied"))),
+                    // All of a set are taken, or none.
+                    Some(set) if snapshots::is_set_being_copied(&mut conn, set).await? => {
+                        Err(StepError::Wait("others of its set are still being copied".into()))
+                    }
+                    _ => Ok(()),
+                }
             }
         }
     }
@@ -94,7 +99,7 @@ impl Workflow for CreateSnapshot {
         let spec = SnapshotSpec { snapshot: row.id, volume: row.volume_id, cut: false };
         match step {
             Step::Cut => {
-                resume_all(run, &spec).await?;
+                at_rest::resume_all(run, &at_rest::disks(run, &spec).await?).await?;
                 Ok(run.context.nodes.storage(&row.node)?.ensure_no_snapshot(run.generation, &spec).await?)
             }
             Step::Copy => Ok(()),
@@ -109,10 +114,34 @@ impl Workflow for CreateSnapshot {
 
     /// The snapshot could not be taken, or its owner did not wait for it.
     async fn record_undone(&self, conn: &mut Conn, reason: &str) -> db::Result<()> {
-        match snapshots::hold(conn, &self.snapshot).await? {
-            Some(row) if row.state == SnapshotState::Deleting => snapshots::delete(conn, &self.snapshot).await,
-            _ => snapshots::set_error(conn, &self.snapshot, reason).await,
+        let row = snapshots::hold(conn, &self.snapshot).await?;
+        if row.as_ref().is_some_and(|row| row.state == SnapshotState::Deleting) {
+            return snapshots::delete(conn, &self.snapshot).await;
         }
+        snapshots::set_error(conn, &self.snapshot, reason).await?;
+        match row.and_then(|row| row.set_id) {
+            Some(set) => give_up_set(conn, set, "another snapshot of its set could not be taken").await,
+            None => Ok(()),
+        }
+    }
+}
+
+/// Turns back what is still being taken of a set.
+pub(super) async fn give_up_set(conn: &mut Conn, set: Uuid, reason: &str) -> db::Result<()> {
+    for other in snapshots::pending_of_set(conn, set).await? {
+        workflows::cancel(conn, other.id.as_str(), KIND, reason).await?;
+    }
+    Ok(())
+}
+
+/// Whether the set of a snapshot is cut, and it with it; false for one that is taken by itself. Until then its own workflow
+/// waits, and holds its place among those of the volume.
+fn set_is_cut(run: &Run<'_>, row: &snapshots::Snapshot) -> Result<bool, StepError> {
+    match (row.set_id, row.cut_generation) {
+        (None, _) => Ok(false),
+        // The node has seen the lease under which the set was cut, and takes no older one.
+        (Some(_), Some(cut)) if cut < run.generation.0 => Ok(true),
+        (Some(_), _) => Err(StepError::Wait("its set is not cut yet".into())),
     }
 }
 
@@ -124,7 +153,7 @@ pub(super) async fn row(run: &Run<'_>, snapshot: &SnapshotId) -> Result<snapshot
 
 /// Asks for a snapshot that an earlier lease has cut. It has its one point in time, so a node that is away is waited for; only
 /// when the node says that it is lost is it given up.
-async fn ask_again(run: &Run<'_>, node: &str, spec: &SnapshotSpec) -> Result<SnapshotReport, StepError> {
+pub(super) async fn ask_again(run: &Run<'_>, node: &str, spec: &SnapshotSpec) -> Result<SnapshotReport, StepError> {
     let asked = async { Ok(run.context.nodes.storage(node)?.ensure_snapshot(run.generation, spec).await?) };
     asked.await.map_err(|error| match error {
         StepError::Retry(reason) => StepError::Wait(reason),
@@ -132,7 +161,8 @@ async fn ask_again(run: &Run<'_>, node: &str, spec: &SnapshotSpec) -> Result<Sna
     })
 }
 
-async fn cut(run: &Run<'_>, node: &str, spec: &SnapshotSpec) -> Result<SnapshotReport, StepError> {
+/// Cuts a snapshot by itself.
+pub(super) async fn cut(run: &Run<'_>, node: &str, spec: &SnapshotSpec) -> Result<SnapshotReport, StepError> {
     modifications::follow_size(&mut *run.conn().await?, &spec.snapshot).await?;
     let storage = run.context.nodes.storage(node)?;
     if storage.snapshot_method().await? == SnapshotMethod::Atomic {
@@ -140,61 +170,6 @@ async fn cut(run: &Run<'_>, node: &str, spec: &SnapshotSpec) -> Result<SnapshotR
     }
     // Of what an earlier try left nobody knows whether the guest rested.
     storage.ensure_no_snapshot(run.generation, spec).await?;
-    let mut paused = Vec::new();
-    for disk in disks(run, spec).await? {
-        let hypervisor = run.context.nodes.hypervisor(&disk.0)?;
-        hypervisor.ensure_paused(run.generation, &disk.1).await?;
-        paused.push(disk);
-    }
-    let copied = while_paused(run, &paused, storage.ensure_snapshot(run.generation, spec)).await;
-    let mut held = Ok(());
-    for (node, disk) in &paused {
-        if run.context.nodes.hypervisor(node)?.ensure_resumed(run.generation, disk).await? == Pause::Broken {
-            held = Err(StepError::Retry("the guest's pause ended before the copy did".into()));
-        }
-    }
-    let report = copied?;
-    held.map(|()| report)
-}
-
-/// Lengthens the pauses for as long as the copy takes.
-async fn while_paused(
-    run: &Run<'_>,
-    paused: &[(String, PauseSpec)],
-    copy: impl Future<Output = DelegateResult<SnapshotReport>>,
-) -> DelegateResult<SnapshotReport> {
-    let lengthen = async {
-        loop {
-            tokio::time::sleep(Duration::from_secs(u64::from(PAUSE_S) / 3)).await;
-            for (node, disk) in paused {
-                let hypervisor = run.context.nodes.hypervisor(node)?;
-                hypervisor.ensure_paused(run.generation, disk).await?;
-            }
-        }
-    };
-    tokio::select! {
-        copied = copy => copied,
-        stopped = lengthen => stopped,
-    }
-}
-
-/// Ends the pauses that earlier tries have left.
-async fn resume_all(run: &Run<'_>, spec: &SnapshotSpec) -> Result<(), StepError> {
-    for (node, disk) in disks(run, spec).await? {
-        run.context.nodes.hypervisor(&node)?.ensure_resumed(run.generation, &disk).await?;
-    }
-    Ok(())
-}
-
-/// The disks that the volume is right now, each with the hypervisor node that has it and as it is to be paused.
-async fn disks(run: &Run<'_>, spec: &SnapshotSpec) -> Result<Vec<(String, PauseSpec)>, StepError> {
-    let live = attachments::live_of_volume(&mut *run.conn().await?, &spec.volume).await?;
-    Ok(live.into_iter().map(|located| pause(located, &spec.snapshot)).collect())
-}
-
-fn pause((row, ends): Located, snapshot: &SnapshotId) -> (String, PauseSpec) {
-    let machine = attach_volume::machine(&ends);
-    let (limits, device) = (Limits::default(), row.device);
-    let disk = DiskSpec { volume: row.volume_id, iqn: row.iqn, machine, device, limits };
-    (ends.vmm_node, PauseSpec { disk, snapshot: snapshot.clone(), seconds: PAUSE_S })
+    let disks = at_rest::disks(run, spec).await?;
+    at_rest::during(run, &disks, storage.ensure_snapshot(run.generation, spec)).await
 }

@@ -1,9 +1,9 @@
-//! Removes a snapshot from its storage node, once no volume is being made from it any more.
+//! Removes a snapshot from its storage node, once no volume and no copy is being made from it any more.
 
 use serde::{Deserialize, Serialize};
 
-use super::create_snapshot;
 use super::engine::{OnFailure, Run, StepError, Workflow};
+use super::{copy_snapshot, create_snapshot};
 use crate::db::{self, Conn, snapshots, volumes, workflows};
 use crate::delegate::SnapshotSpec;
 use crate::ids::{SnapshotId, VolumeId};
@@ -27,7 +27,9 @@ pub(super) enum Step {
 pub async fn start(conn: &mut Conn, snapshot: &SnapshotId, volume: &VolumeId) -> db::Result<bool> {
     let key = snapshot.as_str();
     let live = workflows::lock_live(conn, key).await?;
-    workflows::cancel(conn, key, create_snapshot::KIND, "deleted before it was taken").await?;
+    for kind in [create_snapshot::KIND, copy_snapshot::KIND] {
+        workflows::cancel(conn, key, kind, "deleted before it was taken").await?;
+    }
     if !snapshots::set_deleting(conn, snapshot).await? {
         return Ok(false);
     }
@@ -50,6 +52,9 @@ impl Workflow for DeleteSnapshot {
             Step::Remove => {
                 if volumes::any_creating_from(&mut *run.conn().await?, &self.snapshot).await? {
                     return Err(StepError::Wait("a volume is being made from it".into()));
+                }
+                if snapshots::any_copying_from(&mut *run.conn().await?, &self.snapshot).await? {
+                    return Err(StepError::Wait("a copy of it is being made".into()));
                 }
                 let spec = SnapshotSpec { snapshot: row.id, volume: row.volume_id, cut: false };
                 Ok(storage.ensure_no_snapshot(run.generation, &spec).await?)

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::create_volume;
 use super::engine::{OnFailure, Run, StepError, Workflow};
+use super::{copy_volume, create_volume};
 use crate::db::{self, Conn, volumes, workflows};
 use crate::ids::VolumeId;
 use crate::state::VolumeState;
@@ -26,7 +26,9 @@ pub(super) enum Step {
 /// Locks the workflow's row before the volume's, as the engine does.
 pub async fn start(conn: &mut Conn, volume: &VolumeId) -> db::Result<bool> {
     let live = workflows::lock_live(conn, volume.as_str()).await?;
-    workflows::cancel(conn, volume.as_str(), create_volume::KIND, "deleted before it was made").await?;
+    for kind in [create_volume::KIND, copy_volume::KIND] {
+        workflows::cancel(conn, volume.as_str(), kind, "deleted before it was made").await?;
+    }
     let from = [VolumeState::Creating, VolumeState::Available, VolumeState::Error];
     if !volumes::swap_state(conn, volume, &from, VolumeState::Deleting).await? {
         return Ok(false);

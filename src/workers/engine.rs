@@ -15,8 +15,8 @@ use diesel_async::AsyncConnection;
 use tracing::{Instrument, info, info_span, warn};
 
 use super::{
-    Context, attach_volume, create_snapshot, create_volume, delete_snapshot, delete_volume, detach_volume,
-    modify_volume, repair_volume,
+    Context, attach_volume, copy_snapshot, copy_volume, create_snapshot, create_snapshots, create_volume,
+    delete_snapshot, delete_volume, detach_volume, modify_volume, repair_volume,
 };
 use crate::db::workflows::{self, Workflow as Row};
 use crate::db::{self, Conn};
@@ -142,6 +142,9 @@ pub(super) async fn drive(context: &Context, row: Row) {
             "attach_volume" => begin::<attach_volume::AttachVolume>(context, &row).await,
             "detach_volume" => begin::<detach_volume::DetachVolume>(context, &row).await,
             "create_snapshot" => begin::<create_snapshot::CreateSnapshot>(context, &row).await,
+            "copy_snapshot" => begin::<copy_snapshot::CopySnapshot>(context, &row).await,
+            "copy_volume" => begin::<copy_volume::CopyVolume>(context, &row).await,
+            "create_snapshots" => begin::<create_snapshots::CreateSnapshots>(context, &row).await,
             "delete_snapshot" => begin::<delete_snapshot::DeleteSnapshot>(context, &row).await,
             "repair_volume" => begin::<repair_volume::RepairVolume>(context, &row).await,
             kind => give_up_for_now(context, &row, &format!("this program knows no workflow {kind}")).await,
@@ -199,7 +202,10 @@ async fn forward<W: Workflow>(context: &Context, row: &Row, job: &W) -> db::Resu
             }
         }
         if let Err(error) = with_lease(context, row, job.run(&run, *step)).await {
-            return failed(context, row, &format!("{step:?}"), error, W::ON_FAILURE).await;
+            // A step that was begun just now has not failed before, however often the one before it did.
+            let attempts = if furthest > run.reached { 0 } else { row.attempts };
+            let row = Row { attempts, ..row.clone() };
+            return failed(context, &row, &format!("{step:?}"), error, W::ON_FAILURE).await;
         }
     }
     let held = job.succeed(&run, row.id).await?;

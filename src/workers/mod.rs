@@ -19,8 +19,12 @@ use crate::db::volumes::{Find, Made};
 use crate::db::{self, Pool};
 use crate::seal::Sealer;
 
+mod at_rest;
 pub mod attach_volume;
+pub mod copy_snapshot;
+pub mod copy_volume;
 pub mod create_snapshot;
+pub mod create_snapshots;
 pub mod create_volume;
 pub mod delete_snapshot;
 pub mod delete_volume;

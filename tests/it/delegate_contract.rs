@@ -14,7 +14,7 @@ use vbs::delegate::server::{StorageService, VmmService};
 use vbs::delegate::sim::SimCloud;
 use vbs::delegate::volume::local::LocalStorage;
 use vbs::delegate::{
-    ConnectSpec, Detach, DiskSpec, ErrorKind, ExportSpec, Generation, Limits, MachineRef, ObservedDisk,
+    ConnectSpec, CopySpec, Detach, DiskSpec, ErrorKind, ExportSpec, Generation, Limits, MachineRef, ObservedDisk,
     ObservedMachine, Pause, PauseSpec, Result, Secret, SnapshotReport, SnapshotSpec, VmmDelegate, VolumeDelegate,
     VolumeSpec,
 };
@@ -117,6 +117,26 @@ async fn snapshots_outlive_their_volumes_and_make_new_ones(storage: &dyn VolumeD
     storage.ensure_no_volume(NOW, &restored).await.unwrap();
 }
 
+async fn copies_of_snapshots_outlive_them(storage: &dyn VolumeDelegate) {
+    let volume = new_volume(storage, 2 * UNIT).await;
+    let spec = SnapshotSpec { snapshot: SnapshotId::generate(), volume: volume.clone(), cut: false };
+    let source = whole_snapshot(storage, NOW, &spec).await;
+    storage.ensure_no_volume(NOW, &volume).await.unwrap();
+    let copy = CopySpec { snapshot: SnapshotId::generate(), source: spec.snapshot.clone() };
+    let lost = CopySpec { source: SnapshotId::generate(), ..copy.clone() };
+    assert_eq!(kind(storage.ensure_snapshot_copy(NOW, &lost).await), ErrorKind::Fatal);
+    assert_eq!(storage.ensure_snapshot_copy(NOW, &copy).await.unwrap(), source);
+    storage.ensure_no_snapshot(NOW, &spec).await.unwrap();
+    assert_eq!(storage.ensure_snapshot_copy(NOW, &copy).await.unwrap(), source, "it is there");
+    assert_eq!(storage.observe().await.unwrap().snapshots, std::slice::from_ref(&copy.snapshot));
+    let restored = VolumeSpec { volume, size_bytes: 2 * UNIT, snapshot: Some(copy.snapshot.clone()) };
+    storage.ensure_volume(NOW, &restored).await.unwrap();
+    storage.ensure_no_volume(NOW, &restored.volume).await.unwrap();
+    let spec = SnapshotSpec { snapshot: copy.snapshot, ..spec };
+    assert_eq!(kind(storage.ensure_no_snapshot(Generation(1), &spec).await), ErrorKind::Stale);
+    storage.ensure_no_snapshot(NOW, &spec).await.unwrap();
+}
+
 async fn a_volume_has_one_export_and_stays_while_it_has(storage: &dyn VolumeDelegate) {
     let volume = new_volume(storage, UNIT).await;
     let of = |attempt| export(&volume, "iqn.2026-01.net.example:host", attempt);
@@ -161,6 +181,7 @@ pub async fn storage_contract(storage: &dyn VolumeDelegate) {
     storage.snapshot_method().await.unwrap();
     volumes_are_made_grown_and_removed_however_often_it_is_asked(storage).await;
     snapshots_outlive_their_volumes_and_make_new_ones(storage).await;
+    copies_of_snapshots_outlive_them(storage).await;
     a_volume_has_one_export_and_stays_while_it_has(storage).await;
     a_worker_that_was_overtaken_is_refused(storage).await;
     let left = storage.observe().await.unwrap();

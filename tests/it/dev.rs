@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -178,4 +179,69 @@ async fn a_guest_keeps_its_disk_and_its_bytes_over_a_sigkill_and_over_a_stop() {
     third.client().ok("DetachVolume", &[("VolumeId", &volume)]).await;
     third.attachment_becomes(&volume, None).await;
     third.client().ok("DeleteVolume", &[("VolumeId", &volume)]).await;
+}
+
+/// Where the guest below keeps its count, in bytes: behind so much data that a copy comes there late.
+const COUNT_AT: u64 = 192 << 20;
+
+/// The number that the guest has last written to a volume or snapshot of ours.
+fn count(dir: &Path, kind: &str, id: &str) -> u64 {
+    let file = fs::File::open(dir.join("storage").join(kind).join(id)).unwrap();
+    let mut block = [0; 4096];
+    file.read_exact_at(&mut block, COUNT_AT).unwrap();
+    String::from_utf8_lossy(&block).trim_matches(['\0', ' ', '\n']).parse().unwrap_or(0)
+}
+
+#[tokio::test]
+async fn a_set_of_two_volumes_of_a_guest_that_counts_on_both_is_of_one_instant() {
+    let dir = tempfile::tempdir().unwrap();
+    let dev = Dev::start(dir.path(), &[]);
+    let (client, instance) = (dev.client(), dev.instances()[0].to_owned());
+    let (mut volumes, mut disks) = (Vec::new(), Vec::new());
+    for device in ["/dev/sdf", "/dev/sdg"] {
+        let made = client.ok("CreateVolume", &[("AvailabilityZone", "us-east-1a"), ("Size", "1")]).await;
+        let volume = made.text("volumeId");
+        let attach = [("VolumeId", &*volume), ("InstanceId", &*instance), ("Device", device)];
+        let deadline = Instant::now() + PATIENCE;
+        while client.call("AttachVolume", &attach).await.status != 200 {
+            assert!(Instant::now() < deadline, "the volume does not become available");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        dev.attachment_becomes(&volume, Some("attached")).await;
+        disks.push(in_guest(dir.path(), &format!("disk {} 40", volume.replace("vol-", "vol"))).await);
+        volumes.push(volume);
+    }
+    // One of them takes much longer to copy.
+    let big = fs::File::options().write(true).open(dir.path().join("storage/volumes").join(&volumes[0])).unwrap();
+    big.write_all_at(&vec![0x5a; usize::try_from(COUNT_AT).unwrap()], 0).unwrap();
+    let seek = COUNT_AT / 4096;
+    let write = format!("dd of=$d bs=4096 seek={seek} iflag=fullblock oflag=direct conv=notrunc status=none");
+    let round = format!("for d in {}; do printf %-4095d\\\\n $n | {write}; done", disks.join(" "));
+    let forever = format!("n=0; while :; do n=$((n+1)); {round}; done");
+    in_guest(dir.path(), &format!("setsid sh -c '{forever}' </dev/null >/dev/null 2>&1 &")).await;
+    let mut before = 0;
+    for _ in 0..3 {
+        let deadline = Instant::now() + PATIENCE;
+        while count(dir.path(), "volumes", &volumes[1]) <= before {
+            assert!(Instant::now() < deadline, "the guest does not go on");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let taken = client.ok("CreateSnapshots", &[("InstanceSpecification.InstanceId", &instance)]).await;
+        let snapshots = taken.all("snapshotId");
+        let of: HashMap<String, &String> = taken.all("volumeId").into_iter().zip(&snapshots).collect();
+        for snapshot in &snapshots {
+            loop {
+                let shown = client.ok("DescribeSnapshots", &[("SnapshotId.1", snapshot)]).await;
+                match shown.text("status").as_str() {
+                    "completed" => break,
+                    "pending" if Instant::now() < deadline => tokio::time::sleep(Duration::from_millis(50)).await,
+                    other => panic!("{other}: {}", shown.body),
+                }
+            }
+        }
+        // The guest counts on the first, then on the second.
+        let [first, second] = [0, 1].map(|n| count(dir.path(), "snapshots", of[&volumes[n]]));
+        assert!(first > before && (first == second || first == second + 1), "{first} and {second} are of two instants");
+        before = first;
+    }
 }

@@ -5,8 +5,8 @@ use async_trait::async_trait;
 use super::{Content, Copying, SimCloud, State, StorageNode};
 use crate::delegate::target;
 use crate::delegate::{
-    DelegateError, ExportSpec, Generation, Growth, ObservedExport, Portal, Result, SnapshotMethod, SnapshotReport,
-    SnapshotSpec, StorageObservation, VolumeDelegate, VolumeSpec,
+    CopySpec, DelegateError, ExportSpec, Generation, Growth, ObservedExport, Portal, Result, SnapshotMethod,
+    SnapshotReport, SnapshotSpec, StorageObservation, VolumeDelegate, VolumeSpec,
 };
 use crate::ids::VolumeId;
 
@@ -136,6 +136,16 @@ impl VolumeDelegate for SimStorage {
             node(state, &self.node)?.ensure_snapshot(spec, torn, copied)
         };
         self.cloud.call("ensure_snapshot", take).await
+    }
+
+    async fn ensure_snapshot_copy(&self, _: Generation, spec: &CopySpec) -> Result<SnapshotReport> {
+        let copy = |node: &mut StorageNode| {
+            let there = node.snapshots.get(&spec.snapshot).or_else(|| node.snapshots.get(&spec.source)).copied();
+            let content = there.ok_or_else(|| missing(&spec.source))?;
+            node.snapshots.insert(spec.snapshot.clone(), content);
+            Ok(report(&content, 100))
+        };
+        self.on_node("ensure_snapshot_copy", copy).await
     }
 
     async fn ensure_grown(&self, _: Generation, spec: &VolumeSpec) -> Result<Growth> {

@@ -22,7 +22,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio_util::sync::CancellationToken;
 
 use super::copy;
-use crate::delegate::{DelegateError, Result, SnapshotMethod, SnapshotReport, SnapshotSpec, VolumeSpec, data_dir};
+use crate::delegate::{
+    CopySpec, DelegateError, Result, SnapshotMethod, SnapshotReport, SnapshotSpec, VolumeSpec, data_dir,
+};
 use crate::ids::{Id, Kind, SnapshotId, VolumeId};
 
 /// What is always left free, in bytes: Postgres or a guest's write must not be what finds the disk full.
@@ -131,12 +133,23 @@ impl Files {
 
     /// Makes the snapshot, or reports of the one that is there.
     pub fn ensure_snapshot(&self, spec: &SnapshotSpec) -> Result<SnapshotReport> {
-        let path = self.snapshots.join(spec.snapshot.as_str());
+        self.snapshot_of(&spec.snapshot, || {
+            spec.may_cut()?;
+            Ok(self.path(&spec.volume))
+        })
+    }
+
+    /// Makes a snapshot that is a copy of another, or reports of it.
+    pub fn ensure_snapshot_copy(&self, spec: &CopySpec) -> Result<SnapshotReport> {
+        self.snapshot_of(&spec.snapshot, || Ok(self.snapshots.join(spec.source.as_str())))
+    }
+
+    fn snapshot_of(&self, snapshot: &SnapshotId, origin: impl FnOnce() -> Result<PathBuf>) -> Result<SnapshotReport> {
+        let path = self.snapshots.join(snapshot.as_str());
         if path.exists() {
             sync(&self.snapshots).map_err(failed("sync", &path))?;
         } else {
-            spec.may_cut()?;
-            let from = open(&self.path(&spec.volume))?;
+            let from = open(&origin()?)?;
             let length = from.metadata().map_err(failed("read", &path))?.len();
             self.duplicate(&from, &path, length)?;
         }

@@ -9,7 +9,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::file::Files;
 use super::{Contents, VolumeDriver};
-use crate::delegate::{DelegateError, Result, SnapshotMethod, SnapshotReport, SnapshotSpec, VolumeSpec};
+use crate::delegate::{CopySpec, DelegateError, Result, SnapshotMethod, SnapshotReport, SnapshotSpec, VolumeSpec};
 use crate::ids::VolumeId;
 
 /// Volumes and snapshots in files.
@@ -89,6 +89,11 @@ impl VolumeDriver for FileDriver {
     async fn ensure_snapshot(&self, spec: &SnapshotSpec) -> Result<SnapshotReport> {
         let spec = spec.clone();
         self.on_files(move |files| files.ensure_snapshot(&spec)).await
+    }
+
+    async fn ensure_snapshot_copy(&self, spec: &CopySpec) -> Result<SnapshotReport> {
+        let spec = spec.clone();
+        self.on_files(move |files| files.ensure_snapshot_copy(&spec)).await
     }
 
     async fn ensure_no_snapshot(&self, spec: &SnapshotSpec) -> Result<()> {

@@ -16,8 +16,8 @@ use crate::delegate::target::iet::Iet;
 use crate::delegate::target::lio::Lio;
 use crate::delegate::target::tgt::Tgt;
 use crate::delegate::{
-    DelegateError, ExportSpec, Generation, Growth, Portal, Result, SnapshotMethod, SnapshotReport, SnapshotSpec,
-    StorageObservation, VolumeDelegate, VolumeSpec,
+    CopySpec, DelegateError, ExportSpec, Generation, Growth, Portal, Result, SnapshotMethod, SnapshotReport,
+    SnapshotSpec, StorageObservation, VolumeDelegate, VolumeSpec,
 };
 use crate::ids::VolumeId;
 
@@ -73,6 +73,10 @@ impl VolumeDelegate for LocalStorage {
 
     async fn ensure_snapshot(&self, _: Generation, spec: &SnapshotSpec) -> Result<SnapshotReport> {
         self.volumes.ensure_snapshot(spec).await
+    }
+
+    async fn ensure_snapshot_copy(&self, _: Generation, spec: &CopySpec) -> Result<SnapshotReport> {
+        self.volumes.ensure_snapshot_copy(spec).await
     }
 
     async fn ensure_grown(&self, _: Generation, spec: &VolumeSpec) -> Result<Growth> {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 
-use super::{Result, SnapshotMethod, SnapshotReport, SnapshotSpec, VolumeSpec};
+use super::{CopySpec, Result, SnapshotMethod, SnapshotReport, SnapshotSpec, VolumeSpec};
 use crate::ids::{SnapshotId, VolumeId};
 
 pub mod copy;
@@ -43,6 +43,9 @@ pub trait VolumeDriver: Send + Sync {
 
     /// Cuts the snapshot, or reports how far it is.
     async fn ensure_snapshot(&self, spec: &SnapshotSpec) -> Result<SnapshotReport>;
+
+    /// Makes a snapshot that is a copy of another, whole before this returns.
+    async fn ensure_snapshot_copy(&self, spec: &CopySpec) -> Result<SnapshotReport>;
 
     /// Removes the snapshot, and what an unfinished try left of it.
     async fn ensure_no_snapshot(&self, spec: &SnapshotSpec) -> Result<()>;

@@ -17,7 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Contents, VolumeDriver};
 use crate::config::{self, Layout};
-use crate::delegate::{DelegateError, Result, SnapshotMethod, SnapshotReport, SnapshotSpec, VolumeSpec, data_dir};
+use crate::delegate::{
+    CopySpec, DelegateError, Result, SnapshotMethod, SnapshotReport, SnapshotSpec, VolumeSpec, data_dir,
+};
 use crate::ids::{SnapshotId, VolumeId};
 
 mod copy_out;
@@ -136,6 +138,13 @@ impl VolumeDriver for LvmDriver {
         match &self.kind {
             Kind::Thin(thin) => thin.ensure_snapshot(spec).await,
             Kind::Thick(thick) => thick.ensure_snapshot(spec).await,
+        }
+    }
+
+    async fn ensure_snapshot_copy(&self, spec: &CopySpec) -> Result<SnapshotReport> {
+        match &self.kind {
+            Kind::Thin(thin) => thin.ensure_snapshot_copy(spec).await,
+            Kind::Thick(thick) => thick.ensure_snapshot_copy(spec).await,
         }
     }
 

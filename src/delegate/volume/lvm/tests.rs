@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use super::double::{Double, EXTENT, Fault};
 use super::*;
 use crate::config::{Thick, Thin};
-use crate::delegate::ErrorKind;
+use crate::delegate::{CopySpec, ErrorKind};
 
 struct Node {
     double: Arc<Double>,
@@ -103,10 +103,14 @@ async fn life(layout: Layout, at: usize, fault: Fault) -> bool {
     step!(node, driver => driver.ensure_no_volume(&origin.volume));
     assert_eq!(step!(node, driver => driver.ensure_snapshot(&spec)), report);
 
-    let mut restored = blank(4 * EXTENT);
-    restored.snapshot = Some(spec.snapshot.clone());
-    step!(node, driver => driver.ensure_volume(&restored));
+    let copy = CopySpec { snapshot: SnapshotId::generate(), source: spec.snapshot.clone() };
+    assert_eq!(step!(node, driver => driver.ensure_snapshot_copy(&copy)).size_bytes, 3 * EXTENT);
     step!(node, driver => driver.ensure_no_snapshot(&spec));
+    let mut restored = blank(4 * EXTENT);
+    restored.snapshot = Some(copy.snapshot.clone());
+    step!(node, driver => driver.ensure_volume(&restored));
+    let copied = SnapshotSpec { snapshot: copy.snapshot, ..spec };
+    step!(node, driver => driver.ensure_no_snapshot(&copied));
     restored.size_bytes = 5 * EXTENT;
     step!(node, driver => driver.ensure_volume(&restored));
     let mut expected = vec![0; 5 << 20];

@@ -14,10 +14,10 @@ use super::copy_out::CopyOut;
 use super::group::{Group, Seen, Turn, UNFINISHED};
 use super::raw::{self, Pace, Work};
 use super::report::Lv;
-use super::{activated, background, device, finished, missing, ready, round_up};
+use super::{DATA, SNAPSHOT_OF, activated, background, data_tag, device, finished, missing, ready, round_up};
 use crate::config;
 use crate::delegate::volume::Contents;
-use crate::delegate::{DelegateError, Result, SnapshotReport, SnapshotSpec, VolumeSpec};
+use crate::delegate::{CopySpec, DelegateError, Result, SnapshotReport, SnapshotSpec, VolumeSpec};
 use crate::ids::VolumeId;
 
 /// Volumes and snapshots in linear logical volumes.
@@ -151,6 +151,35 @@ impl Thick {
         self.snapshots.ensure(spec).await
     }
 
+    /// Copies a snapshot to another volume of its size, or reports of the one that is there.
+    pub async fn ensure_snapshot_copy(&self, spec: &CopySpec) -> Result<SnapshotReport> {
+        let (name, from) = (spec.snapshot.as_str(), spec.source.as_str());
+        let turn = self.group.turn().await;
+        let seen = turn.look().await?;
+        match seen.ours(name, name)? {
+            Some(lv) if !lv.has(UNFINISHED) => return Ok(report(lv)),
+            Some(half_done) => turn.remove(half_done).await?,
+            None => {}
+        }
+        let source = finished(&seen, from)?.ok_or_else(|| missing(from))?;
+        let size = source.size;
+        let of = format!("{SNAPSHOT_OF}={}", source.tagged(SNAPSHOT_OF).unwrap_or_default());
+        let lv = make_unfinished(&turn, name, &[name, &of], size / self.extent).await?;
+        drop(turn);
+        let (from, to) = (ready(&self.group, from).await?, device(&self.group, &lv).await?);
+        let (pace, stop) = (Arc::clone(&self.pace), self.stop.clone());
+        let data = background(move || {
+            let done = AtomicU64::new(0);
+            raw::copy(&from, &to, size, size, &Work { pace: &pace, stop: &stop, done: &done })
+                .map_err(|e| DelegateError::retry(format!("cannot copy {}: {e}", from.display())))
+        })
+        .await?;
+        let turn = self.group.turn().await;
+        turn.finish(name, &[&format!("{DATA}={data}")]).await?;
+        let there = finished(&turn.look_at(name).await?, name)?.map(report);
+        there.ok_or_else(|| DelegateError::retry(format!("{name} is not whole after it was copied")))
+    }
+
     /// Removes the snapshot, and the copy at work on it.
     pub async fn ensure_no_snapshot(&self, spec: &SnapshotSpec) -> Result<()> {
         self.snapshots.ensure_none(&spec.snapshot).await
@@ -166,6 +195,10 @@ impl Thick {
             free_bytes: vg.free,
         })
     }
+}
+
+fn report(lv: &Lv) -> SnapshotReport {
+    SnapshotReport { size_bytes: lv.size, data_bytes: data_tag(lv), progress: 100 }
 }
 
 enum Fill {

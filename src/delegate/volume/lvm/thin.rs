@@ -14,7 +14,7 @@ use super::report::{Lv, Trouble};
 use super::{DATA, SNAPSHOT_OF, missing, round_up};
 use crate::config;
 use crate::delegate::volume::Contents;
-use crate::delegate::{DelegateError, Result, SnapshotReport, SnapshotSpec, VolumeSpec};
+use crate::delegate::{CopySpec, DelegateError, Result, SnapshotReport, SnapshotSpec, VolumeSpec};
 use crate::ids::{SnapshotId, VolumeId};
 
 /// Volumes and snapshots in a thin pool.
@@ -119,6 +119,27 @@ impl Thin {
         turn.create(name, &tags, &["-s", "-ky", "-pr"], Some(volume)).await?;
         // A snapshot that is not active does not tell; what it has is what the volume had.
         turn.finish(name, &[&format!("{DATA}={}", data(origin))]).await?;
+        let there = whole(&turn.look_at(name).await?, &spec.snapshot)?.map(report);
+        there.ok_or_else(|| DelegateError::retry(format!("{name} is not there after it was made")))
+    }
+
+    /// Makes a snapshot of a snapshot, which shares its blocks and outlives it, or reports of the one that is there. Whenever it
+    /// is made it is the same, so one that was left half made is what it shall be as soon as `lvcreate` has come to its end.
+    pub async fn ensure_snapshot_copy(&self, spec: &CopySpec) -> Result<SnapshotReport> {
+        let name = spec.snapshot.as_str();
+        let turn = self.group.turn().await;
+        let seen = turn.look().await?;
+        match seen.ours(name, name)? {
+            Some(there) if !there.has(UNFINISHED) => return Ok(report(there)),
+            Some(half_done) => turn.remove(half_done).await?,
+            None => {}
+        }
+        let source = whole(&seen, &spec.source)?.ok_or_else(|| missing(&spec.source))?;
+        self.admit(&seen, source.size)?;
+        let of = format!("{SNAPSHOT_OF}={}", source.tagged(SNAPSHOT_OF).unwrap_or_default());
+        let data = format!("{DATA}={}", super::data_tag(source));
+        turn.create(name, &[name, &of, &data, UNFINISHED], &["-s", "-ky", "-pr"], Some(&source.name)).await?;
+        turn.finish(name, &[]).await?;
         let there = whole(&turn.look_at(name).await?, &spec.snapshot)?.map(report);
         there.ok_or_else(|| DelegateError::retry(format!("{name} is not there after it was made")))
     }
