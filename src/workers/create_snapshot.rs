@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::attach_volume;
 use super::engine::{OnFailure, Run, StepError, Workflow};
 use crate::db::attachments::{self, Located};
-use crate::db::{self, Conn, modifications, snapshots, workflows};
+use crate::db::{self, Conn, snapshots, workflows};
 use crate::delegate::{
     DiskSpec, Limits, Pause, PauseSpec, Result as DelegateResult, SnapshotMethod, SnapshotReport, SnapshotSpec,
 };
@@ -133,7 +133,6 @@ async fn ask_again(run: &Run<'_>, node: &str, spec: &SnapshotSpec) -> Result<Sna
 }
 
 async fn cut(run: &Run<'_>, node: &str, spec: &SnapshotSpec) -> Result<SnapshotReport, StepError> {
-    modifications::follow_size(&mut *run.conn().await?, &spec.snapshot).await?;
     let storage = run.context.nodes.storage(node)?;
     if storage.snapshot_method().await? == SnapshotMethod::Atomic {
         return Ok(storage.ensure_snapshot(run.generation, spec).await?);
