@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::schema::volume_modifications;
 use super::statement::Statement;
 use super::{Conn, Result};
-use crate::ids::{SnapshotId, VolumeId};
+use crate::ids::VolumeId;
 use crate::state::ModificationState;
 
 /// A modification.
@@ -131,10 +131,18 @@ pub async fn find(conn: &mut Conn, id: Uuid) -> Result<Option<Modification>> {
 }
 
 /// Records that the storage has grown, and shows the volume as it was asked for. Does nothing when that was done before.
+///
+/// A snapshot that was asked for after the modification is cut after it, and has the new size too. So that none comes in
+/// between, the caller holds the volume's row.
 pub async fn set_optimizing(conn: &mut Conn, id: Uuid) -> Result<()> {
     diesel::sql_query(
         "WITH m AS (UPDATE volume_modifications SET state = 'optimizing', progress = 50 \
-            WHERE id = $1 AND state = 'modifying' RETURNING *) \
+            WHERE id = $1 AND state = 'modifying' RETURNING *), \
+         later AS (UPDATE snapshots s SET volume_size_gib = m.target_size_gib \
+            FROM m, workflows own, workflows taking \
+            WHERE own.volume_id = m.volume_id AND own.kind = 'modify_volume' AND own.finished_at IS NULL \
+            AND taking.lock_key = s.id AND taking.finished_at IS NULL AND taking.id > own.id \
+            AND s.volume_id = m.volume_id AND s.state = 'pending') \
          UPDATE volumes SET size_gib = m.target_size_gib, volume_type = m.target_type, iops = m.target_iops, \
             throughput = m.target_throughput, multi_attach = m.target_multi_attach FROM m WHERE volumes.id = m.volume_id",
     )
@@ -168,18 +176,6 @@ pub async fn set_failed(conn: &mut Conn, id: Uuid, reason: &str) -> Result<()> {
     )
     .bind::<diesel::sql_types::Uuid, _>(id)
     .bind::<Text, _>(reason)
-    .execute(conn)
-    .await?;
-    Ok(())
-}
-
-/// Writes down the size that the volume has when its snapshot is about to be cut: it may have grown since that was asked for.
-pub async fn follow_size(conn: &mut Conn, snapshot: &SnapshotId) -> Result<()> {
-    diesel::sql_query(
-        "UPDATE snapshots SET volume_size_gib = volumes.size_gib FROM volumes \
-         WHERE snapshots.id = $1 AND volumes.id = snapshots.volume_id AND volume_size_gib <> size_gib",
-    )
-    .bind::<Text, _>(snapshot)
     .execute(conn)
     .await?;
     Ok(())

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::engine::{OnFailure, Run, StepError, Workflow};
 use super::{at_rest, create_snapshot};
 use crate::db::snapshots::{self, Snapshot};
-use crate::db::{self, Conn, modifications, workflows};
+use crate::db::{self, Conn, workflows};
 use crate::delegate::{Result as DelegateResult, SnapshotSpec, VolumeDelegate};
 use crate::ids::{SnapshotId, VolumeId};
 
@@ -136,7 +136,6 @@ async fn cut(run: &Run<'_>, rows: &[Snapshot]) -> Result<(), StepError> {
     let mut members = Vec::new();
     for row in rows {
         let (storage, spec) = (run.context.nodes.storage(&row.node)?, spec(row));
-        modifications::follow_size(&mut *run.conn().await?, &spec.snapshot).await?;
         disks.extend(at_rest::disks(run, &spec).await?);
         members.push(Member { storage, spec });
     }

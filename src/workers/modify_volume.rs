@@ -9,6 +9,7 @@
 
 use std::sync::Mutex;
 
+use diesel_async::AsyncConnection;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -16,7 +17,7 @@ use super::attach_volume::Way;
 use super::create_volume::{self, GIB};
 use super::engine::{OnFailure, Run, StepError, Workflow};
 use crate::db::modifications::{self, Modification};
-use crate::db::{self, Conn, attachments, workflows};
+use crate::db::{self, Conn, attachments, volumes, workflows};
 use crate::delegate::{Growth, VolumeSpec};
 use crate::ids::VolumeId;
 use crate::state::ModificationState;
@@ -67,7 +68,17 @@ impl ModifyVolume {
             None
         };
         *self.growth() = growth;
-        Ok(modifications::set_optimizing(&mut *run.conn().await?, self.modification).await?)
+        self.show_as_asked(run).await
+    }
+
+    /// Shows the volume as it was asked for.
+    async fn show_as_asked(&self, run: &Run<'_>) -> Result<(), StepError> {
+        let mut conn = run.conn().await?;
+        let shown = conn.transaction(async |conn| {
+            volumes::hold(conn, &self.volume).await?;
+            modifications::set_optimizing(conn, self.modification).await
+        });
+        Ok(shown.await?)
     }
 
     /// Lets the machines that have the volume see its size, and holds them to its IOPS and throughput. One that cannot see it does
@@ -96,7 +107,7 @@ impl ModifyVolume {
         let node = create_volume::row(run, &self.volume).await?.node;
         let there = run.context.nodes.storage(&node)?.observe().await?.volumes;
         if there.iter().any(|(volume, size)| *volume == self.volume && *size >= size_bytes(&row)) {
-            modifications::set_optimizing(&mut *run.conn().await?, self.modification).await?;
+            self.show_as_asked(run).await?;
         }
         Ok(())
     }

@@ -340,11 +340,18 @@ async fn what_is_asked_of_a_volume_while_it_grows_finds_it_grown() {
     let cloud = Cloud::start().await;
     let volume = cloud.volume().await;
     cloud.sim.push_fault(Fault::once("ensure_grown", FaultKind::Hang(Duration::from_millis(500))));
+    // One that is cut before, and still being copied, keeps its size.
+    cloud.sim.copy_in_background(0);
+    let earlier = cloud.client.ok("CreateSnapshot", &[("VolumeId", &volume)]).await.text("snapshotId");
     modify(&cloud, &volume, "2").await;
     let snapshot = cloud.client.ok("CreateSnapshot", &[("VolumeId", &volume)]).await.text("snapshotId");
-    cloud.snapshot_becomes(&snapshot, "completed").await;
-    let shown = cloud.client.ok("DescribeSnapshots", &[("SnapshotId.1", &snapshot)]).await;
-    assert_eq!(shown.text("volumeSize"), "2", "a volume of the size that was shown can be made from it");
+    cloud.sim.copy_in_background(100);
+    for (id, size) in [(&earlier, "1"), (&snapshot, "2")] {
+        cloud.snapshot_becomes(id, "completed").await;
+        let shown = cloud.client.ok("DescribeSnapshots", &[("SnapshotId.1", id)]).await;
+        assert_eq!(shown.text("volumeSize"), size, "a volume of the size that is shown can be made from it");
+    }
+    cloud.client.ok("DeleteSnapshot", &[("SnapshotId", &earlier)]).await;
     let parameters = [("AvailabilityZone", "us-east-1a"), ("SnapshotId", snapshot.as_str())];
     let restored = cloud.client.ok("CreateVolume", &parameters).await.text("volumeId");
     cloud.volume_becomes(&restored, "available").await;
