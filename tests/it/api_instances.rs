@@ -187,6 +187,8 @@ async fn an_instance_that_is_gone_for_good_takes_along_the_volumes_that_go_with_
     assert!(shown.body.contains("<name>terminated</name>") && shown.body.contains("<blockDeviceMapping/>"));
     let attach = [("VolumeId", stays.as_str()), ("InstanceId", &instance), ("Device", "/dev/sdf")];
     assert_eq!(cloud.client.fails("AttachVolume", &attach).await.0, "InvalidInstanceID.NotFound");
+    // Drivers detach when an instance is over, and take this for done.
+    assert_eq!(cloud.client.fails("DetachVolume", &attach).await.0, "IncorrectState");
     for volume in [&stays, &taken_out] {
         cloud.client.ok("DeleteVolume", &[("VolumeId", volume)]).await;
         cloud.volume_becomes(volume, "gone").await;
