@@ -84,6 +84,13 @@ pub fn owned(row: Option<Instance>, account: &str) -> Option<Instance> {
     row.filter(|row| row.account_id.as_deref() == Some(account) && row.state != InstanceState::Terminated)
 }
 
+/// Refuses an instance that the account does not know. One that is over it knows for a while: whoever cleans up after it is to
+/// hear how its volumes are.
+async fn check_known(conn: &mut Conn, account: &str, id: &InstanceId) -> ApiResult<()> {
+    let row = instances::find(conn, id).await?.filter(|row| row.account_id.as_deref() == Some(account));
+    row.map(|_| ()).ok_or_else(|| no_instance(id))
+}
+
 fn check_running(instance: &Instance) -> ApiResult<()> {
     match instance.state {
         InstanceState::Running => Ok(()),
@@ -161,7 +168,7 @@ pub async fn detach(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
     let account = &*call.caller.account_id;
     let volume = volumes::find(&mut conn, account, &id).await?;
     if let Some(instance) = &instance {
-        find_instance(&mut conn, account, instance).await?;
+        check_known(&mut conn, account, instance).await?;
     }
     call.stop_if_dry_run()?;
     if volume.state != VolumeState::InUse {

@@ -8,6 +8,7 @@ use diesel_async::AsyncConnection;
 use crate::db::attachments::{self, Attachment};
 use crate::db::instances::{self, Instance};
 use crate::ids::InstanceId;
+use crate::state::State;
 
 use super::device;
 use super::error::{ApiError, ApiResult};
@@ -120,7 +121,7 @@ fn refused(attribute: &str) -> ApiError {
 fn mapping(xml: &mut Xml, row: &Attachment) {
     xml.text("deviceName", &row.device).element("ebs", |xml| {
         xml.plain("volumeId", &row.volume_id)
-            .plain("status", row.state)
+            .text("status", super::instances::attachment_status(row.state.text()))
             .second("attachTime", row.attached_at)
             .plain("deleteOnTermination", row.delete_on_termination);
     });

@@ -25,7 +25,7 @@ pub fn condition(filter: &Filter, region: &Region) -> Condition {
             "attach-time" => r#"to_char(b.attached_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS".000Z"')"#,
             "delete-on-termination" => "b.delete_on_termination::text",
             "device-name" => "b.device",
-            "status" => "b.state",
+            "status" => "CASE b.state WHEN 'busy' THEN 'detaching' ELSE b.state END",
             _ => "b.volume_id",
         };
         return Condition { subject: Subject::Attachment(column), values: filter.values() };

@@ -108,6 +108,11 @@ fn instance(xml: &mut Xml, row: &DescribedInstance, region: &Region) {
     });
 }
 
+/// The state of an attachment as instances show it: EC2 has no `busy` there, only at the volume.
+pub fn attachment_status(state: &str) -> &str {
+    if state == "busy" { "detaching" } else { state }
+}
+
 /// The attachment at this place of the lists.
 fn mapping(xml: &mut Xml, row: &DescribedInstance, at: usize) {
     fn field<T>(list: Option<&Vec<T>>, at: usize) -> Option<&T> {
@@ -115,7 +120,7 @@ fn mapping(xml: &mut Xml, row: &DescribedInstance, at: usize) {
     }
     xml.optional("deviceName", field(row.devices.as_ref(), at).map(String::as_str)).element("ebs", |xml| {
         xml.optional("volumeId", field(row.volume_ids.as_ref(), at).map(String::as_str))
-            .optional("status", field(row.attachment_states.as_ref(), at).map(String::as_str));
+            .optional("status", field(row.attachment_states.as_ref(), at).map(|state| attachment_status(state)));
         if let Some(attached_at) = field(row.attached_at.as_ref(), at) {
             xml.second("attachTime", *attached_at);
         }

@@ -188,16 +188,26 @@ impl Resources {
             return Err(invalid_value(format!("At most {MAX_RESOURCES} resources can be specified on a single call.")));
         }
         let mut resources = Self::default();
+        let mut invalid = Vec::new();
         // The same resource twice is one: a statement cannot put the same tag twice.
         for text in texts.iter().collect::<BTreeSet<_>>() {
-            let invalid = |_| ApiError::new("InvalidID", format!("The ID '{}' is not valid", clip(text)));
-            match text.split_once('-') {
-                Some((Snapshot::PREFIX, _)) => resources.snapshots.push(Id::parse(text).map_err(invalid)?),
-                Some((Instance::PREFIX, _)) => resources.instances.push(Id::parse(text).map_err(invalid)?),
-                _ => resources.volumes.push(Id::parse(text).map_err(invalid)?),
+            let read = match text.split_once('-') {
+                Some((Snapshot::PREFIX, _)) => Id::parse(text).map(|id| resources.snapshots.push(id)),
+                Some((Instance::PREFIX, _)) => Id::parse(text).map(|id| resources.instances.push(id)),
+                _ => Id::parse(text).map(|id| resources.volumes.push(id)),
+            };
+            if read.is_err() {
+                invalid.push(text.as_str());
             }
         }
-        Ok(resources)
+        match invalid.as_slice() {
+            [] => Ok(resources),
+            [one] => Err(ApiError::new("InvalidID", format!("The ID '{}' is not valid", clip(one)))),
+            many => {
+                let text = format!("The IDs '{}' are not valid", clip(&many.join(", ")));
+                Err(ApiError::new("InvalidID", text))
+            }
+        }
     }
 
     fn by_type(&self) -> Vec<(&'static str, Vec<&str>)> {
@@ -247,4 +257,20 @@ pub fn refuse<K: Kind + Clone + Eq + Hash>(
     let there: HashSet<&Id<K>> = there.iter().collect();
     let missing: Vec<Id<K>> = asked.iter().filter(|id| !there.contains(id)).cloned().collect();
     if missing.is_empty() { Ok(()) } else { Err(fault(&missing)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_id_that_is_none_is_named() {
+        let refusal = |ids: &[&str]| {
+            let ids: Vec<String> = ids.iter().map(|id| (*id).to_owned()).collect();
+            Resources::read(&ids).unwrap_err().message
+        };
+        assert_eq!(refusal(&["vol-0123abcd", "ami-0123abcd"]), "The ID 'ami-0123abcd' is not valid");
+        assert_eq!(refusal(&["x", "vol-0123abcd", "snap-1"]), "The IDs 'snap-1, x' are not valid");
+        assert_eq!(refusal(&[]), "The request must contain the parameter resourceIdSet");
+    }
 }

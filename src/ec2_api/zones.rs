@@ -35,16 +35,8 @@ pub fn describe_availability_zones(api: &Api, call: &Call, mut params: Params) -
     params.finish()?;
     call.stop_if_dry_run()?;
     let region = &api.region;
-    for asked in &names {
-        if region.zones.iter().all(|zone| zone.name != *asked) {
-            return Err(invalid_value(format!("Invalid availability zone: [{}]", clip(asked))));
-        }
-    }
-    for asked in &ids {
-        if region.zones.iter().all(|zone| zone.id != *asked) {
-            return Err(invalid_value(format!("Invalid availability zone-id: [{}]", clip(asked))));
-        }
-    }
+    refuse_unknown("Invalid availability zone: ", &names, |asked| region.zones.iter().any(|zone| zone.name == asked))?;
+    refuse_unknown("Invalid availability zone-id: ", &ids, |asked| region.zones.iter().any(|zone| zone.id == asked))?;
     let filters = filters::check(filters, &ZONE_FILTERS)?;
     let group = format!("{}-zg-1", region.name);
     let selected = |zone: &&Zone| {
@@ -90,9 +82,7 @@ pub fn describe_regions(api: &Api, call: &Call, mut params: Params) -> ApiResult
     params.finish()?;
     call.stop_if_dry_run()?;
     let region = &api.region.name;
-    if let Some(other) = names.iter().find(|name| *name != region) {
-        return Err(invalid_value(format!("Invalid region name : [{}]", clip(other))));
-    }
+    refuse_unknown("Invalid region name : ", &names, |asked| asked == region)?;
     let filters = filters::check(filters, &REGION_FILTERS)?;
     let selected = filters.iter().all(|filter| {
         all_match(
@@ -109,6 +99,12 @@ pub fn describe_regions(api: &Api, call: &Call, mut params: Params) -> ApiResult
         xml.text("regionName", region).text("regionEndpoint", &call.host).text("optInStatus", OPT_IN);
     });
     Ok(xml.finish())
+}
+
+/// Refuses the names that are not known, each by its name.
+fn refuse_unknown(text: &str, asked: &[String], is_known: impl Fn(&str) -> bool) -> ApiResult<()> {
+    let unknown: Vec<&str> = asked.iter().map(String::as_str).filter(|name| !is_known(name)).collect();
+    if unknown.is_empty() { Ok(()) } else { Err(invalid_value(format!("{text}[{}]", clip(&unknown.join(", "))))) }
 }
 
 /// An attribute that zones here do not have matches nothing.

@@ -155,7 +155,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin, H: Handler> AsyncWrite for Watched<'_, S
         ready!(self.poll_own(cx))?;
         // hyper flushes the stream only once all it had to write is written.
         let result = Pin::new(&mut self.stream).poll_flush(cx);
-        if result.is_ready() && self.clock.is(Phase::Answering) {
+        if result.is_ready() && self.own.is_none() && self.clock.is(Phase::Answering) {
             self.clock.enter(Phase::Idle);
         }
         result

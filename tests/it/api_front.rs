@@ -113,10 +113,11 @@ async fn the_region_its_zones_and_the_caller_are_described() {
     let one = [("Filter.1.Name", "zone-name"), ("Filter.1.Value.1", "*b")];
     assert_eq!(cloud.client.ok("DescribeAvailabilityZones", &one).await.all("zoneName"), ["us-east-1b"]);
     assert_eq!(cloud.client.fails("DescribeAvailabilityZones", &[("DryRun", "true")]).await.0, "DryRunOperation");
-    assert_eq!(
-        cloud.client.fails("DescribeAvailabilityZones", &[("ZoneName.1", "us-east-1z")]).await.0,
-        "InvalidParameterValue"
-    );
+    let unknown = [("ZoneName.1", "us-east-1z"), ("ZoneName.2", "us-east-1a"), ("ZoneName.3", "mars")];
+    let found = cloud.client.fails("DescribeAvailabilityZones", &unknown).await;
+    assert_eq!(found, ("InvalidParameterValue".into(), "Invalid availability zone: [us-east-1z, mars]".into()));
+    let by_id = [("ZoneId.1", "use1-az2")];
+    assert_eq!(cloud.client.ok("DescribeAvailabilityZones", &by_id).await.all("zoneName"), ["us-east-1b"]);
     let regions = cloud.client.ok("DescribeRegions", &[]).await;
     assert_eq!(regions.text("regionEndpoint"), cloud.client.address.to_string());
     assert_eq!(cloud.client.ok("GetCallerIdentity", &[]).await.text("Account"), ACCOUNT);

@@ -169,6 +169,10 @@ async fn an_instance_that_is_gone_for_good_takes_along_the_volumes_that_go_with_
     // This one its owner takes out while the guest holds on to it; it is kept.
     cloud.sim.hold_on("vm-1", true);
     cloud.client.ok("DetachVolume", &[("VolumeId", &taken_out)]).await;
+    cloud.until("busy", async || cloud.attachment_state(&taken_out).await.as_deref() == Some("busy")).await;
+    let shown = [("Filter.1.Name", "block-device-mapping.status"), ("Filter.1.Value.1", "detaching")];
+    let described = cloud.client.ok("DescribeInstances", &shown).await;
+    assert!(described.body.contains("<status>detaching</status>") && !described.body.contains("busy"));
     cloud.sim.remove_machine("vm-1");
     vbs::workers::sweeper::sweep(&cloud.context).await.unwrap();
     assert_eq!(terminate(&cloud, &instance).await, Terminated::Done);
@@ -183,6 +187,8 @@ async fn an_instance_that_is_gone_for_good_takes_along_the_volumes_that_go_with_
     assert!(shown.body.contains("<name>terminated</name>") && shown.body.contains("<blockDeviceMapping/>"));
     let attach = [("VolumeId", stays.as_str()), ("InstanceId", &instance), ("Device", "/dev/sdf")];
     assert_eq!(cloud.client.fails("AttachVolume", &attach).await.0, "InvalidInstanceID.NotFound");
+    // Drivers detach when an instance is over, and take this for done.
+    assert_eq!(cloud.client.fails("DetachVolume", &attach).await.0, "IncorrectState");
     for volume in [&stays, &taken_out] {
         cloud.client.ok("DeleteVolume", &[("VolumeId", volume)]).await;
         cloud.volume_becomes(volume, "gone").await;
