@@ -98,6 +98,7 @@ def test_refusals_read_as_they_do_on_aws(aws, volume):
         ("delete-volume", "--volume-id", volume, "--dry-run"): "(DryRunOperation) when calling the DeleteVolume "
         "operation: Request would have succeeded, but DryRun flag is set.",
         ("detach-volume", "--volume-id", volume): "(IncorrectState)",
-        ("lock-snapshot", "--snapshot-id", "snap-12345678", "--lock-mode", "governance"): "(InvalidAction)",
+        ("get-ebs-encryption-by-default",): "(UnsupportedOperation) when calling the GetEbsEncryptionByDefault operation: "
+        "The action GetEbsEncryptionByDefault is not supported here.",
     }.items():
         assert text in refusal(aws, "ec2", *arguments)

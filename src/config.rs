@@ -3,7 +3,7 @@
 //! A key that is not known is an error, so that a misspelt limit is not silently the default. Secrets never stand in the
 //! file itself: it names another file or an environment variable ([`SecretSource`]).
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -27,6 +27,9 @@ pub struct Config {
     /// The EC2 front.
     #[serde(default)]
     pub gateway: Gateway,
+    /// What an account, an instance and a volume may have of everything at most.
+    #[serde(default)]
+    pub quotas: Quotas,
     /// The workflow workers inside the gateway.
     #[serde(default)]
     pub workers: Workers,
@@ -109,11 +112,60 @@ pub struct Gateway {
     pub server: Server,
     /// Whether signatures of version 2 (libcloud, old boto scripts) are accepted.
     pub sigv2: bool,
+    /// How many requests an account may make.
+    pub throttle: Throttle,
 }
 
 impl Default for Gateway {
     fn default() -> Self {
-        Self { server: Server::default(), sigv2: true }
+        Self { server: Server::default(), sigv2: true, throttle: Throttle::default() }
+    }
+}
+
+/// How many requests an account may make, of each action for itself and at each gateway. Without a word there is no end.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Throttle {
+    /// Of each action that only reads.
+    pub reads: Option<Bucket>,
+    /// Of each other action.
+    pub writes: Option<Bucket>,
+    /// Of single actions, by name, instead.
+    pub actions: BTreeMap<String, Bucket>,
+}
+
+/// A token bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bucket {
+    /// The most requests at once.
+    pub burst: u32,
+    /// The requests a second that it lets through for as long as it likes.
+    pub per_second: f64,
+}
+
+/// What an account, an instance and a volume may have at most. Those of accounts have no end unless one is said, here or by
+/// `vbs account quota`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Quotas {
+    /// The most volumes of an account, those included that could not be made or are being deleted.
+    pub volumes: Option<u32>,
+    /// The most GiB of an account's volumes together.
+    pub gib: Option<u32>,
+    /// The most IOPS of an account's `io1` and `io2` volumes together.
+    pub iops: Option<u32>,
+    /// The most snapshots of an account.
+    pub snapshots: Option<u32>,
+    /// The most volumes attached to one instance, at most 26: what fits a PC's bus beside its own devices.
+    pub attachments: u16,
+    /// The most snapshots of one volume that are being taken at once.
+    pub pending_snapshots: u16,
+}
+
+impl Default for Quotas {
+    fn default() -> Self {
+        Self { volumes: None, gib: None, iops: None, snapshots: None, attachments: 26, pending_snapshots: 5 }
     }
 }
 
@@ -505,6 +557,16 @@ impl Config {
         let iqn = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'.' || b == b'-';
         if !self.iqn_prefix.starts_with("iqn.") || self.iqn_prefix.len() > 128 || !self.iqn_prefix.bytes().all(iqn) {
             return invalid(format!("iqn_prefix {}: it has the form iqn.YYYY-MM.DOMAIN", self.iqn_prefix));
+        }
+        if !(1..=26).contains(&self.quotas.attachments) || self.quotas.pending_snapshots == 0 {
+            return invalid("quotas: attachments is from 1 to 26, pending_snapshots at least 1".into());
+        }
+        let throttle = &self.gateway.throttle;
+        let single = throttle.actions.values();
+        for bucket in single.chain(&throttle.reads).chain(&throttle.writes) {
+            if bucket.burst == 0 || !(0.001..=1e6).contains(&bucket.per_second) {
+                return invalid("gateway.throttle: burst is at least 1, per_second from 0.001 to 1000000".into());
+            }
         }
         let mut names = HashSet::new();
         let nodes = self.volume_nodes.iter().map(|n| (&n.name, &n.zone));

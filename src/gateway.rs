@@ -17,8 +17,8 @@ use crate::db::gather::Gather;
 use crate::db::{self, Pool};
 use crate::delegate::sim::SimCloud;
 use crate::delegates::{self, OpenError};
-use crate::ec2_api::Api;
 use crate::ec2_api::error::ApiError;
+use crate::ec2_api::{self, Api};
 use crate::seal::{SealError, Sealer};
 use crate::server::{self, Handler, Refusal, Request, Response, ServerError};
 use crate::sigv4;
@@ -68,6 +68,9 @@ pub struct Gateway {
 impl Gateway {
     /// Opens the database, applies missing migrations when the configuration says so, and makes the EC2 front.
     pub async fn prepare(config: Config, nodes: Nodes) -> Result<Self, GatewayError> {
+        if let Some(name) = config.gateway.throttle.actions.keys().find(|name| ec2_api::actions::find(name).is_none()) {
+            return Err(ConfigError::Invalid(format!("gateway.throttle.actions: there is no action {name}")).into());
+        }
         let sealer = Sealer::new(&config.master_key.read()?)?;
         let database_url = config.database.url()?;
         if config.database.migrate {
@@ -134,7 +137,7 @@ impl Handler for Front {
                     body: &request.body,
                 };
                 let reply = self.api.serve(signed, &request.id).await;
-                xml(reply.status, reply.body)
+                answer(reply.status, reply.content_type, reply.body)
             }
         }
     }
@@ -145,10 +148,13 @@ impl Handler for Front {
             Refusal::TooLarge => "RequestEntityTooLarge",
             Refusal::Timeout => "RequestTimeout",
             Refusal::BadRequest => "IncompleteBody",
+            Refusal::Unreadable => "InvalidRequest",
+            Refusal::TargetTooLong => "RequestUriTooLong",
+            Refusal::HeadTooLarge => "RequestHeaderSectionTooLarge",
             Refusal::Internal => "InternalError",
         };
         let error = ApiError { status: refusal.status().as_u16(), ..ApiError::new(code, refusal.to_string()) };
-        xml(error.status, error.render(id))
+        answer(error.status, ec2_api::XML, error.render(id))
     }
 }
 
@@ -167,9 +173,9 @@ impl Front {
     }
 }
 
-fn xml(status: u16, body: String) -> Response {
+fn answer(status: u16, content_type: &'static str, body: String) -> Response {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut response = Response::new(status, "text/xml;charset=UTF-8", body);
+    let mut response = Response::new(status, content_type, body);
     if status == StatusCode::METHOD_NOT_ALLOWED {
         // RFC 9110, section 15.5.6: it must be told.
         response.headers.insert(ALLOW, HeaderValue::from_static("GET, POST"));

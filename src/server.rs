@@ -6,7 +6,7 @@
 //! log line and in the span of everything its handler logs. Queries and bodies are never logged: they carry signatures.
 //!
 //! Every answer comes from the [`Handler`], also to a request that never reached it ([`Handler::refuse`]), because EC2's
-//! clients want their error XML for a body that is too large too. Only what is not HTTP at all gets hyper's bare 400.
+//! clients want their error XML for a body that is too large too, and for what is not HTTP at all.
 
 mod connection;
 mod exchange;
@@ -100,6 +100,15 @@ pub enum Refusal {
     /// The body broke off, or its framing is wrong.
     #[error("the request's body is not complete")]
     BadRequest,
+    /// The head is not that of a request.
+    #[error("the request's head cannot be read")]
+    Unreadable,
+    /// The target has more bytes than a target may have here, 65,534.
+    #[error("the request's target is too long")]
+    TargetTooLong,
+    /// The head has more than 128 KiB or more than 100 headers.
+    #[error("the request's head is too large")]
+    HeadTooLarge,
     /// The handler panicked.
     #[error("an internal error has occurred")]
     Internal,
@@ -111,7 +120,9 @@ impl Refusal {
         match self {
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
-            Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::BadRequest | Self::Unreadable => StatusCode::BAD_REQUEST,
+            Self::TargetTooLong => StatusCode::URI_TOO_LONG,
+            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }

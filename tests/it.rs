@@ -6,6 +6,10 @@ mod api_attachments;
 mod api_copy_volumes;
 #[path = "it/api_front.rs"]
 mod api_front;
+#[path = "it/api_instances.rs"]
+mod api_instances;
+#[path = "it/api_quotas.rs"]
+mod api_quotas;
 #[path = "it/api_snapshot_copies.rs"]
 mod api_snapshot_copies;
 #[path = "it/api_snapshot_sets.rs"]

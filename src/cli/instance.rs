@@ -3,7 +3,7 @@
 use clap::Subcommand;
 
 use super::{ConfigFile, account};
-use crate::db::instances::{self, Assigned};
+use crate::db::instances::{self, Assigned, Terminated};
 use crate::ids::InstanceId;
 
 /// Instances: the machines that hypervisor nodes report.
@@ -25,6 +25,17 @@ pub enum Instance {
         #[command(flatten)]
         file: ConfigFile,
     },
+    /// Say that an instance's machine is gone for good: its volumes are detached, and those that go with it deleted
+    Terminate {
+        /// The instance, `i-…`
+        instance: String,
+        /// Also if the machine ran when its node last answered
+        #[arg(long)]
+        force: bool,
+        /// Which vbs.
+        #[command(flatten)]
+        file: ConfigFile,
+    },
 }
 
 impl Instance {
@@ -36,6 +47,19 @@ impl Instance {
                     let owner = instance.account_id.as_deref().unwrap_or("-");
                     let instances::Instance { id, node, machine, zone, state, .. } = &instance;
                     println!("{id}\t{state}\t{zone}\t{node}\t{machine}\t{owner}");
+                }
+            }
+            Self::Terminate { instance, force, file } => {
+                let id = InstanceId::parse(&instance).map_err(|e| format!("{instance}: {e}"))?;
+                match instances::terminate(&mut *file.connect().await?, &id, force).await? {
+                    Terminated::Done => {}
+                    Terminated::NotFound => return Err(format!("{instance} does not exist").into()),
+                    Terminated::Running => {
+                        return Err(format!(
+                            "the machine of {instance} ran when its node last answered: stop it, or give --force"
+                        )
+                        .into());
+                    }
                 }
             }
             Self::Assign { instance, account, file } => {

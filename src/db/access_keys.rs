@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
-use super::schema::{access_keys, accounts};
+use super::schema::{access_keys, accounts, quotas};
 use super::{Conn, Result};
 
 /// An access key, its secret still sealed.
@@ -36,12 +36,13 @@ pub async fn create(conn: &mut Conn, id: &str, account_id: &str, sealed_secret: 
     Ok(())
 }
 
-/// The key, if it and its account are enabled.
-pub async fn find_enabled(conn: &mut Conn, id: &str) -> Result<Option<AccessKey>> {
+/// The key, if it and its account are enabled, and whether the account has quotas of its own.
+pub async fn find_enabled(conn: &mut Conn, id: &str) -> Result<Option<(AccessKey, bool)>> {
     Ok(access_keys::table
         .inner_join(accounts::table)
+        .left_join(quotas::table.on(quotas::account_id.eq(access_keys::account_id)))
         .filter(access_keys::id.eq(id).and(access_keys::enabled).and(accounts::enabled))
-        .select(AccessKey::as_select())
+        .select((AccessKey::as_select(), quotas::account_id.nullable().is_not_null()))
         .first(conn)
         .await
         .optional()?)

@@ -107,6 +107,36 @@ pub async fn live_of_volume(conn: &mut Conn, volume: &VolumeId) -> Result<Vec<Lo
         .await?)
 }
 
+/// The live attachments of an instance, by device.
+pub async fn live_of_instance(conn: &mut Conn, instance: &InstanceId) -> Result<Vec<Attachment>> {
+    Ok(attachments::table
+        .filter(attachments::instance_id.eq(instance).and(attachments::state.ne(AttachmentState::Detached)))
+        .order(attachments::device_key)
+        .select(Attachment::as_select())
+        .load(conn)
+        .await?)
+}
+
+/// The attachments of instances that are gone for good which nobody has begun to end.
+pub async fn of_the_terminated(conn: &mut Conn) -> Result<Vec<(Uuid, VolumeId)>> {
+    let begun = [AttachmentState::Attaching, AttachmentState::Attached];
+    Ok(attachments::table
+        .inner_join(instances::table)
+        .filter(instances::state.eq(InstanceState::Terminated).and(attachments::state.eq_any(begun)))
+        .select((attachments::id, attachments::volume_id))
+        .load(conn)
+        .await?)
+}
+
+/// Sets whether the volume goes with the instance.
+pub async fn set_delete_on_termination(conn: &mut Conn, id: Uuid, delete: bool) -> Result<()> {
+    diesel::update(attachments::table.find(id))
+        .set(attachments::delete_on_termination.eq(delete))
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
 /// Every attachment that is `attached`, with its two ends: what the nodes must hold up.
 pub async fn all_attached(conn: &mut Conn) -> Result<Vec<Located>> {
     Ok(attachments::table

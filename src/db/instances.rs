@@ -37,6 +37,32 @@ pub struct Instance {
     pub launched_at: DateTime<Utc>,
 }
 
+/// What a machine is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Queryable)]
+pub struct Shape {
+    /// Virtual processors.
+    pub vcpus: i32,
+    /// Memory in MiB.
+    pub memory_mib: i64,
+}
+
+impl Instance {
+    /// What it is made of.
+    pub fn shape(&self) -> Shape {
+        Shape { vcpus: self.vcpus, memory_mib: self.memory_mib }
+    }
+}
+
+/// The shapes of an account's machines, each once.
+pub async fn shapes(conn: &mut Conn, account_id: &str) -> Result<Vec<Shape>> {
+    Ok(instances::table
+        .filter(instances::account_id.eq(account_id).and(instances::state.ne(InstanceState::Terminated)))
+        .select((instances::vcpus, instances::memory_mib))
+        .distinct()
+        .load(conn)
+        .await?)
+}
+
 /// The instance, whatever its state.
 pub async fn find(conn: &mut Conn, id: &InstanceId) -> Result<Option<Instance>> {
     Ok(instances::table.find(id).select(Instance::as_select()).first(conn).await.optional()?)
@@ -59,7 +85,9 @@ pub async fn create(conn: &mut Conn, instance: &Instance) -> Result<()> {
 
 /// Stores what is new about a machine known already.
 pub async fn update_seen(conn: &mut Conn, instance: &Instance) -> Result<()> {
-    diesel::update(instances::table.find(&instance.id))
+    // The operator may just have said that it is gone for good.
+    let living = instances::state.ne(InstanceState::Terminated);
+    diesel::update(instances::table.find(&instance.id).filter(living))
         .set((
             instances::state.eq(instance.state),
             instances::machine.eq(&instance.machine),
@@ -78,6 +106,50 @@ pub async fn update_seen(conn: &mut Conn, instance: &Instance) -> Result<()> {
 pub async fn hold(conn: &mut Conn, id: &InstanceId) -> Result<Option<Instance>> {
     let row = instances::table.find(id).select(Instance::as_select()).for_no_key_update().first(conn).await;
     Ok(row.optional()?)
+}
+
+/// How a [`terminate`] went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Terminated {
+    /// It is over, now or since before.
+    Done,
+    /// There is no such instance.
+    NotFound,
+    /// The machine runs.
+    Running,
+}
+
+/// Records that a machine is gone for good. What that means for its volumes the sweeper sees to. Should a machine of the same
+/// uuid be seen again, it is another instance. With `force` also one that ran when its node last answered, which may be gone
+/// too.
+pub async fn terminate(conn: &mut Conn, id: &InstanceId, force: bool) -> Result<Terminated> {
+    conn.transaction(async |conn| {
+        let Some(row) = hold(conn, id).await? else { return Ok(Terminated::NotFound) };
+        match row.state {
+            InstanceState::Terminated => return Ok(Terminated::Done),
+            InstanceState::Running if !force => return Ok(Terminated::Running),
+            InstanceState::Running | InstanceState::Stopped => {}
+        }
+        diesel::update(instances::table.find(id))
+            .set((instances::state.eq(InstanceState::Terminated), instances::terminated_at.eq(diesel::dsl::now)))
+            .execute(conn)
+            .await?;
+        Ok(Terminated::Done)
+    })
+    .await
+}
+
+/// Forgets instances that ended more than a day ago and have no attachment left, not even one that is over. Their tags go
+/// too.
+pub async fn purge_terminated(conn: &mut Conn) -> Result<()> {
+    diesel::sql_query(
+        "WITH gone AS (DELETE FROM instances i WHERE state = 'terminated' AND terminated_at < now() - interval '1 day' \
+            AND NOT EXISTS (SELECT FROM attachments WHERE instance_id = i.id) RETURNING id) \
+         DELETE FROM tags WHERE resource_id IN (SELECT id FROM gone)",
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
 }
 
 /// How an [`assign`] went.

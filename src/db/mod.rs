@@ -19,6 +19,7 @@ pub mod describe_volumes;
 pub mod gather;
 pub mod instances;
 pub mod nodes;
+pub mod quotas;
 pub mod schema;
 pub mod snapshot_permissions;
 pub mod snapshots;

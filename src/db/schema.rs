@@ -35,6 +35,7 @@ diesel::table! {
         memory_mib -> Int8,
         launched_at -> Timestamptz,
         created_at -> Timestamptz,
+        terminated_at -> Nullable<Timestamptz>,
     }
 }
 
@@ -174,6 +175,16 @@ diesel::table! {
     }
 }
 
+diesel::table! {
+    quotas (account_id) {
+        account_id -> Text,
+        volumes -> Nullable<Int8>,
+        gib -> Nullable<Int8>,
+        iops -> Nullable<Int8>,
+        snapshots -> Nullable<Int8>,
+    }
+}
+
 diesel::joinable!(access_keys -> accounts (account_id));
 diesel::joinable!(attachments -> instances (instance_id));
 diesel::joinable!(attachments -> volumes (volume_id));
@@ -185,6 +196,7 @@ diesel::allow_tables_to_appear_in_same_query!(
     attachments,
     instances,
     nodes,
+    quotas,
     snapshot_permissions,
     snapshots,
     tags,

@@ -1,13 +1,19 @@
-//! The table of actions.
+//! The table of actions, and the names of those that EC2 has besides.
+//!
+//! An action of EC2 that vbs does not do is refused by its name, so that whoever reads the refusal knows that nothing is
+//! misspelt; a name that EC2 does not have is a mistake.
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::LazyLock;
 
 use super::error::ApiResult;
 use super::query::Params;
 use super::{
-    Api, Call, attachments, copy_snapshot, copy_volumes, create_snapshots, create_volume, describe_snapshots,
-    instances, snapshot_attributes, snapshots, sts, tags, volumes, zones,
+    Api, Call, account_attributes, attachments, copy_snapshot, copy_volumes, create_snapshots, create_volume,
+    describe_snapshots, instance_attributes, instance_status, instance_types, instances, snapshot_attributes,
+    snapshots, sts, tags, volumes, zones,
 };
 
 /// What a handler comes down to.
@@ -21,7 +27,7 @@ pub struct Action {
 }
 
 /// Every action there is.
-pub static ACTIONS: [Action; 21] = [
+pub static ACTIONS: [Action; 26] = [
     Action { name: "AttachVolume", run: |api, call, params| Box::pin(attachments::attach(api, call, params)) },
     Action { name: "CopySnapshot", run: |api, call, params| Box::pin(copy_snapshot::copy(api, call, params)) },
     Action { name: "CopyVolumes", run: |api, call, params| Box::pin(copy_volumes::copy(api, call, params)) },
@@ -33,8 +39,24 @@ pub static ACTIONS: [Action; 21] = [
     Action { name: "DeleteTags", run: |api, call, params| Box::pin(tags::delete(api, call, params)) },
     Action { name: "DeleteVolume", run: |api, call, params| Box::pin(volumes::delete(api, call, params)) },
     Action {
+        name: "DescribeAccountAttributes",
+        run: |_, call, params| Box::pin(async { account_attributes::describe(call, params) }),
+    },
+    Action {
         name: "DescribeAvailabilityZones",
         run: |api, call, params| Box::pin(async { zones::describe_availability_zones(api, call, params) }),
+    },
+    Action {
+        name: "DescribeInstanceAttribute",
+        run: |api, call, params| Box::pin(instance_attributes::describe(api, call, params)),
+    },
+    Action {
+        name: "DescribeInstanceStatus",
+        run: |api, call, params| Box::pin(instance_status::describe(api, call, params)),
+    },
+    Action {
+        name: "DescribeInstanceTypes",
+        run: |api, call, params| Box::pin(instance_types::describe(api, call, params)),
     },
     Action { name: "DescribeInstances", run: |api, call, params| Box::pin(instances::describe(api, call, params)) },
     Action {
@@ -61,6 +83,10 @@ pub static ACTIONS: [Action; 21] = [
         run: |api, call, params| Box::pin(snapshot_attributes::reset(api, call, params)),
     },
     Action { name: sts::ACTION, run: |_, call, params| Box::pin(async { sts::get_caller_identity(call, params) }) },
+    Action {
+        name: "ModifyInstanceAttribute",
+        run: |api, call, params| Box::pin(instance_attributes::modify(api, call, params)),
+    },
 ];
 
 impl Action {
@@ -70,7 +96,39 @@ impl Action {
     }
 }
 
+/// What EC2 calls its actions.
+static EC2: LazyLock<HashSet<&str>> =
+    LazyLock::new(|| include_str!("ec2_actions.txt").lines().filter(|line| !line.starts_with('#')).collect());
+
+/// Whether EC2 has an action of this name, which vbs may not do.
+pub fn is_known_to_ec2(name: &str) -> bool {
+    EC2.contains(name)
+}
+
 /// The action of this name.
 pub fn find(name: &str) -> Option<&'static Action> {
     ACTIONS.iter().find(|action| action.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_sorted_and_has_only_actions_of_ec2_and_the_one_of_sts() {
+        assert!(ACTIONS.is_sorted_by_key(|action| action.name));
+        for action in &ACTIONS {
+            assert!(is_known_to_ec2(action.name) || action.name == sts::ACTION, "{}", action.name);
+        }
+    }
+
+    #[test]
+    fn what_comes_later_is_known_by_name() {
+        for name in ["EnableEbsEncryptionByDefault", "LockSnapshot", "ModifySnapshotTier", "RunInstances"] {
+            assert!(is_known_to_ec2(name) && find(name).is_none(), "{name}");
+        }
+        for name in ["DescribeFoo", "", "lockSnapshot", "# The actions"] {
+            assert!(!is_known_to_ec2(name), "{name}");
+        }
+    }
 }

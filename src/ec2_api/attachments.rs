@@ -23,8 +23,6 @@ use super::resource_id::{self, Dialect};
 use super::xml::Xml;
 use super::{Api, Call, volumes};
 
-/// The most volumes of one instance: what fits a PC's bus beside its own devices.
-const MAX_ATTACHMENTS: i64 = 26;
 /// The unit of every target; tgt keeps 0 for itself.
 const LUN: i32 = 1;
 
@@ -77,12 +75,12 @@ pub async fn attach(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
 }
 
 /// The instance, if the account may know of it.
-pub(super) async fn find_instance(conn: &mut Conn, account: &str, id: &InstanceId) -> ApiResult<Instance> {
+pub async fn find_instance(conn: &mut Conn, account: &str, id: &InstanceId) -> ApiResult<Instance> {
     owned(instances::find(conn, id).await?, account).ok_or_else(|| no_instance(id))
 }
 
-/// The instance, if the account may know of it.
-fn owned(row: Option<Instance>, account: &str) -> Option<Instance> {
+/// The same of a row.
+pub fn owned(row: Option<Instance>, account: &str) -> Option<Instance> {
     row.filter(|row| row.account_id.as_deref() == Some(account) && row.state != InstanceState::Terminated)
 }
 
@@ -114,11 +112,13 @@ async fn insert(
     if device.is_root() {
         return Err(device.taken());
     }
-    if rows::count_live_of_instance(conn, &instance.id).await? >= MAX_ATTACHMENTS {
-        return Err(ApiError::new(
-            "AttachmentLimitExceeded",
-            format!("You may attach up to {MAX_ATTACHMENTS} devices for this instance type."),
-        ));
+    let most = api.quotas.attachments;
+    if rows::count_live_of_instance(conn, &instance.id).await? >= i64::from(most) {
+        let text = format!(
+            "You may attach up to {most} devices for this instance type. Please use a larger instance size to attach more \
+             volumes."
+        );
+        return Err(ApiError::new("AttachmentLimitExceeded", text));
     }
     let id = Uuid::new_v4();
     let secret = Zeroizing::new(random_hex());
@@ -174,6 +174,10 @@ pub async fn detach(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
             check_ends(&row, instance.as_ref(), device.as_deref())?;
             if !detach_volume::start(conn, row.id, &id, force).await? {
                 return Err(in_state(&id, row.state));
+            }
+            if row.delete_on_termination {
+                // Whoever takes a volume from an instance keeps it, should the instance end meanwhile.
+                rows::set_delete_on_termination(conn, row.id, false).await?;
             }
             rows::find(conn, row.id).await?.map(|(row, _)| row).ok_or_else(|| no_volume(&id))
         })

@@ -40,6 +40,7 @@ struct Known {
 /// An enabled access key with its secret.
 struct Key {
     account_id: Arc<str>,
+    own_quotas: bool,
     secret: Zeroizing<String>,
     /// The signing key of the scope that verified last: clients keep to one scope all day, and deriving the key costs
     /// more than all the rest of a verification.
@@ -59,6 +60,8 @@ pub struct Caller {
     pub account_id: Arc<str>,
     /// The access key.
     pub access_key_id: String,
+    /// Whether the account has quotas of its own.
+    pub own_quotas: bool,
 }
 
 impl Keys {
@@ -84,7 +87,11 @@ impl Keys {
         let signing = key.signing_key(&presented);
         sigv4::verify_with_key(request, &presented, &signing, Utc::now()).map_err(|error| refusal(&error))?;
         key.remember(presented.scope(), signing);
-        Ok(Caller { account_id: key.account_id.clone(), access_key_id: presented.access_key_id.into_owned() })
+        Ok(Caller {
+            account_id: key.account_id.clone(),
+            access_key_id: presented.access_key_id.into_owned(),
+            own_quotas: key.own_quotas,
+        })
     }
 
     async fn find(&self, pool: &Pool, id: &str) -> ApiResult<Arc<Key>> {
@@ -96,12 +103,12 @@ impl Keys {
         // The clock starts before the question, so that the answer is never taken for newer than it is.
         let since = Instant::now();
         let row = db::access_keys::find_enabled(&mut *pool.get().await?, id).await?;
-        let Some(row) = row else {
+        let Some((row, own_quotas)) = row else {
             self.known.write().unwrap_or_else(PoisonError::into_inner).remove(id);
             return Err(ApiError { inside: Some("no enabled access key of this id".into()), ..faults::auth_failure() });
         };
         let secret = self.sealer.open(&row.sealed_secret, &row.id).map_err(ApiError::internal)?;
-        let key = Arc::new(Key { account_id: row.account_id.into(), secret, derived: Mutex::default() });
+        let key = Arc::new(Key { account_id: row.account_id.into(), own_quotas, secret, derived: Mutex::default() });
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MOST_KEYS {
             known.clear();

@@ -6,6 +6,7 @@
 
 use diesel_async::AsyncConnection;
 
+use crate::db::quotas::Counts;
 use crate::db::snapshots::{self as rows, NO_VOLUME, NewCopy};
 use crate::db::{Conn, describe_tags};
 use crate::ids::SnapshotId;
@@ -17,7 +18,7 @@ use super::faults::{clip, invalid_value, missing, unsupported};
 use super::query::Params;
 use super::snapshots::check_description;
 use super::tag_rules::{self, Tags};
-use super::{Api, Call, tags};
+use super::{Api, Call, quotas, tags};
 
 /// The most copies of an account that are being made at once, as on EC2.
 const MAX_PENDING: i64 = 20;
@@ -117,6 +118,7 @@ async fn insert(api: &Api, conn: &mut Conn, account: &str, request: &Request, id
         Some(source) if source.state != SnapshotState::Completed => Some("Source snapshot is not complete"),
         Some(_) => None,
     };
+    quotas::take(api, conn, account, Counts { snapshots: 1, ..Counts::default() }).await?;
     let any_node = api.storage.first().map_or("", |node| &node.name);
     let new = NewCopy {
         id,

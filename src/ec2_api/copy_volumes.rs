@@ -3,13 +3,12 @@
 use diesel_async::AsyncConnection;
 use sha2::{Digest, Sha256};
 
-use crate::db::gather::Batch;
-use crate::db::volumes::{self as rows, Accept, NewVolume, Volume};
+use crate::db::volumes::{self as rows, NewVolume, Volume};
 use crate::db::{Conn, workflows};
 use crate::ids::VolumeId;
 use crate::workers::copy_volume;
 
-use super::create_volume::{MAX_TOKEN, NO_ROOM, bytes, no_room, repeated};
+use super::create_volume::{MAX_TOKEN, NO_ROOM, admit_in, bytes, no_room, repeated};
 use super::error::{ApiError, ApiResult};
 use super::faults::{invalid_combination, invalid_value, unsupported};
 use super::query::Params;
@@ -167,7 +166,12 @@ async fn make(
             request_digest: digest.map(hex::encode),
             tags: request.tags.clone(),
         };
-        let made = Accept::run(conn, &[new]).await?.into_iter().next().flatten();
+        let placed = new.node.clone();
+        let made = admit_in(api, conn, account, &request.shape, new).await;
+        if !matches!(made, Ok(Some(_))) {
+            api.placement.give_back(&placed, bytes(size_gib));
+        }
+        let made = made?;
         if made.is_some() {
             rows::set_copied_from(conn, &id, &source.id).await?;
             workflows::set_volume(conn, id.as_str(), &source.id).await?;

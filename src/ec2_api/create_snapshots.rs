@@ -19,9 +19,9 @@ use super::error::{ApiError, ApiResult};
 use super::faults::{clip, invalid_value, unsupported};
 use super::query::Params;
 use super::resource_id::{self, Dialect};
-use super::snapshots::{await_cut, check_description, check_pending, hold_source, is_elsewhere, outposts};
+use super::snapshots::{await_cut, check_description, hold_source, is_elsewhere, outposts};
 use super::tag_rules::{self, MAX_TAGS, Tags};
-use super::{Api, Call, tags};
+use super::{Api, Call, quotas, tags};
 
 /// The most volumes that can be excluded.
 const MAX_EXCLUDED: usize = 40;
@@ -54,9 +54,7 @@ pub async fn create(api: &Api, call: &Call, params: Params) -> ApiResult<String>
                     request.instance
                 )));
             }
-            for volume in &volumes {
-                check_pending(conn, volume).await?;
-            }
+            quotas::take_snapshots(api, conn, account, &volumes.iter().collect::<Vec<_>>()).await?;
             let mut made = Vec::with_capacity(volumes.len());
             for volume in &volumes {
                 made.push(insert(conn, account, &request, set, volume).await?);

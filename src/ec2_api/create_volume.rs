@@ -20,7 +20,7 @@ use super::region::Zone;
 use super::resource_id::{self, Dialect};
 use super::tag_rules::{self, Tags};
 use super::volume_types::{self, Asked, Shape};
-use super::{Api, Call, tags};
+use super::{Api, Call, quotas, tags};
 
 /// The most characters of a client token.
 pub(super) const MAX_TOKEN: usize = 64;
@@ -194,7 +194,18 @@ pub async fn create(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
         }
         volume = match &snapshot {
             None => match place(api, zone, &shape).await {
-                Ok((size_gib, node)) => api.accept.ask(new(size_gib, node)).await?,
+                Ok((size_gib, node)) => {
+                    let new = new(size_gib, node.clone());
+                    let made = if quotas::has_some(api, call) {
+                        admit(api, account, &shape, new).await
+                    } else {
+                        api.accept.ask(new).await.map_err(ApiError::from)
+                    };
+                    if !matches!(made, Ok(Some(_))) {
+                        api.placement.give_back(&node, bytes(size_gib));
+                    }
+                    made?
+                }
                 // A repetition needs no room.
                 Err(refusal) => Some(earlier().await?.ok_or(refusal)?),
             },
@@ -203,8 +214,11 @@ pub async fn create(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
                 let made = conn
                     .transaction(async |conn| {
                         let (size_gib, node) = place_beside(api, conn, account, zone, &shape, id).await?;
-                        let made = Accept::run(conn, &[new(size_gib, node)]).await?;
-                        Ok::<_, ApiError>(made.into_iter().next().flatten())
+                        let made = admit_in(api, conn, account, &shape, new(size_gib, node.clone())).await;
+                        if !matches!(made, Ok(Some(_))) {
+                            api.placement.give_back(&node, bytes(size_gib));
+                        }
+                        made
                     })
                     .await;
                 drop(conn);
@@ -228,6 +242,32 @@ pub async fn create(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
     let volume = volume.ok_or_else(|| ApiError::unavailable("a client token came and went"))?;
     api.wake.wake();
     Ok(render(api, call, &volume, &tags))
+}
+
+/// Stores a volume that its account must have room for.
+async fn admit(api: &Api, account: &str, shape: &Shape, new: NewVolume) -> ApiResult<Option<Volume>> {
+    let mut conn = api.pool.get().await?;
+    conn.transaction(async |conn| admit_in(api, conn, account, shape, new).await).await
+}
+
+/// The same in a transaction that holds all the rows that it will. `None` for a token that is there: it is looked at before
+/// the quota, since a repetition needs no room.
+pub(super) async fn admit_in(
+    api: &Api,
+    conn: &mut Conn,
+    account: &str,
+    shape: &Shape,
+    new: NewVolume,
+) -> ApiResult<Option<Volume>> {
+    let wanted = quotas::of_volume(shape.volume_type, new.iops, new.size_gib);
+    if let Err(refusal) = quotas::take(api, conn, account, wanted).await {
+        let known = match &new.client_token {
+            Some(token) => rows::find_by_token(conn, account, token).await?.is_some(),
+            None => false,
+        };
+        return if known { Ok(None) } else { Err(refusal) };
+    }
+    Ok(Accept::run(conn, &[new]).await?.into_iter().next().flatten())
 }
 
 /// The volume that an earlier request with this token made.

@@ -7,6 +7,7 @@ use std::fmt::Display;
 
 use crate::ids::{Id, InstanceId, Kind, SnapshotId, VolumeId};
 
+use super::actions;
 use super::error::ApiError;
 
 /// `InvalidParameterValue` with a text of its own.
@@ -68,8 +69,11 @@ pub fn missing_action() -> ApiError {
     ApiError::new("MissingAction", "The request must contain the parameter Action")
 }
 
-/// The action is none of ours.
-pub fn invalid_action(action: &str) -> ApiError {
+/// The action is none of ours: one that EC2 has is refused by its name, any other is a mistake.
+pub fn no_handler(action: &str) -> ApiError {
+    if actions::is_known_to_ec2(action) {
+        return unsupported(format!("The action {action} is not supported here."));
+    }
     ApiError::new("InvalidAction", format!("The action {} is not valid for this web service.", clip(action)))
 }
 
@@ -174,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_long_value_is_not_echoed_whole() {
-        assert!(invalid_action(&"x".repeat(100_000)).message.len() < 300);
+        assert!(no_handler(&"x".repeat(100_000)).message.len() < 300);
         assert_eq!(clip("äöü"), "äöü");
     }
 }

@@ -38,6 +38,7 @@ pub fn condition(filter: &Filter, region: &Region) -> Condition {
             let values = Values { exact: zones.collect(), like: Vec::new() };
             return Condition { subject: Subject::Expression("i.zone"), values };
         }
+        "ebs-optimized" | "operator.managed" => "'false'::text",
         "hypervisor" => "'xen'::text",
         "instance-id" => "i.id",
         "instance-state-code" => "CASE i.state WHEN 'running' THEN '16' WHEN 'stopped' THEN '80' ELSE '48' END",
@@ -58,7 +59,7 @@ pub fn condition(filter: &Filter, region: &Region) -> Condition {
     Condition { subject: Subject::Expression(expression), values: filter.values() }
 }
 
-const PRESENT: [&str; 25] = [
+const PRESENT: [&str; 27] = [
     "architecture",
     "availability-zone",
     "availability-zone-id",
@@ -67,6 +68,7 @@ const PRESENT: [&str; 25] = [
     "block-device-mapping.device-name",
     "block-device-mapping.status",
     "block-device-mapping.volume-id",
+    "ebs-optimized",
     "hypervisor",
     "instance-id",
     "instance-state-code",
@@ -74,6 +76,7 @@ const PRESENT: [&str; 25] = [
     "instance-type",
     "launch-time",
     "monitoring-state",
+    "operator.managed",
     "owner-id",
     "private-dns-name",
     "reservation-id",
@@ -86,7 +89,7 @@ const PRESENT: [&str; 25] = [
     "virtualization-type",
 ];
 
-const ABSENT: [&str; 112] = [
+const ABSENT: [&str; 110] = [
     "affinity",
     "boot-mode",
     "capacity-reservation-id",
@@ -96,7 +99,6 @@ const ABSENT: [&str; 112] = [
     "client-token",
     "current-instance-boot-mode",
     "dns-name",
-    "ebs-optimized",
     "ena-support",
     "enclave-options.enabled",
     "hibernation-options.configured",
@@ -174,7 +176,6 @@ const ABSENT: [&str; 112] = [
     "network-interface.tag-value",
     "network-interface.vpc-id",
     "network-performance-options.bandwidth-weighting",
-    "operator.managed",
     "operator.principal",
     "outpost-arn",
     "placement-group-name",

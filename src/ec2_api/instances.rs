@@ -1,6 +1,7 @@
 //! DescribeInstances: the machines that VMM delegates report, as clients expect instances to look.
 
 use crate::db::describe_instances::{self as table, DescribedInstance};
+use crate::db::instances::Shape;
 use crate::db::statement::{Condition, Subject, Values};
 
 use super::error::ApiResult;
@@ -9,7 +10,7 @@ use super::query::Params;
 use super::region::Region;
 use super::resource_id::{self, Dialect};
 use super::xml::Xml;
-use super::{Api, Call, faults, filters, instance_filters, tags};
+use super::{Api, Call, faults, filters, instance_filters, instance_types, tags};
 
 const PAGES: PageRules = PageRules { ids_set: "instancesSet", kind: "instance", zero_is_none: false };
 
@@ -80,7 +81,7 @@ fn instance(xml: &mut Xml, row: &DescribedInstance, region: &Region) {
         .text("reason", "")
         .plain("amiLaunchIndex", 0)
         .text("productCodes", "")
-        .plain("instanceType", format_args!("vbs.{}x{}", row.vcpus, row.memory_mib))
+        .text("instanceType", &instance_types::name(Shape { vcpus: row.vcpus, memory_mib: row.memory_mib }))
         .time("launchTime", row.launched_at)
         .element("placement", |xml| {
             xml.text("availabilityZone", &row.zone)
@@ -96,11 +97,14 @@ fn instance(xml: &mut Xml, row: &DescribedInstance, region: &Region) {
         .text("rootDeviceType", "instance-store")
         .text("rootDeviceName", "/dev/sda1");
     xml.set("blockDeviceMapping", 0..row.volume_ids.as_ref().map_or(0, Vec::len), |xml, at| mapping(xml, row, at));
-    xml.text("virtualizationType", "hvm");
+    xml.text("virtualizationType", "hvm").text("clientToken", "");
     tags::set(xml, &row.tag_keys, &row.tag_values);
-    xml.text("hypervisor", "xen");
+    xml.text("hypervisor", "xen").text("networkInterfaceSet", "").plain("ebsOptimized", false);
     xml.element("cpuOptions", |xml| {
         xml.plain("coreCount", row.vcpus).plain("threadsPerCore", 1);
+    });
+    xml.element("operator", |xml| {
+        xml.plain("managed", false).plain("hiddenByDefault", false);
     });
 }
 

@@ -8,6 +8,7 @@
 //! To find an action: the table in [`actions`] names its function. A handler takes its parameters, checks them in the
 //! order in which AWS does, and then runs one transaction: check, change, enqueue the workflow, commit.
 
+mod account_attributes;
 pub mod actions;
 mod attachments;
 mod auth;
@@ -17,13 +18,18 @@ mod create_snapshots;
 mod create_volume;
 mod describe_snapshots;
 mod device;
+mod ebs_direct;
 pub mod error;
 mod faults;
 mod filters;
+mod instance_attributes;
 mod instance_filters;
+mod instance_status;
+mod instance_types;
 mod instances;
 mod paging;
 mod query;
+mod quotas;
 mod region;
 mod resource_id;
 mod snapshot_attributes;
@@ -31,6 +37,7 @@ mod snapshots;
 mod sts;
 mod tag_rules;
 mod tags;
+mod throttle;
 mod volume_types;
 mod volumes;
 mod xml;
@@ -49,7 +56,11 @@ use auth::{Caller, Keys};
 use error::{ApiError, ApiResult};
 use query::Query;
 use region::Region;
+use throttle::Buckets;
 use xml::Xml;
+
+/// The content type of nearly every answer.
+pub const XML: &str = "text/xml;charset=UTF-8";
 
 /// What every request needs.
 pub struct Api {
@@ -64,6 +75,8 @@ pub struct Api {
     /// What the names of targets start with.
     iqn_prefix: String,
     storage: Vec<StorageNode>,
+    quotas: config::Quotas,
+    throttle: Buckets,
 }
 
 /// What this module must know of a storage node.
@@ -94,7 +107,9 @@ pub struct Call {
 pub struct Reply {
     /// The HTTP status.
     pub status: u16,
-    /// XML.
+    /// What the body is.
+    pub content_type: &'static str,
+    /// XML; JSON for the EBS direct APIs.
     pub body: String,
 }
 
@@ -113,6 +128,8 @@ impl Api {
             placement,
             iqn_prefix: config.iqn_prefix.clone(),
             storage: config.volume_nodes.iter().map(storage).collect(),
+            quotas: config.quotas.clone(),
+            throttle: Buckets::new(config.gateway.throttle.clone()),
         }
     }
 
@@ -128,6 +145,12 @@ impl Api {
 
     /// Takes a request through the whole pipeline. Never fails: a failure is an answer too.
     pub async fn serve(&self, request: sigv4::Request<'_>, request_id: &str) -> Reply {
+        if let Some(operation) = ebs_direct::operation(&request) {
+            let known = self.keys.authenticate(&self.pool, &request).await;
+            let error = known.err().unwrap_or_else(|| ebs_direct::refusal(operation));
+            note(&error, Some(operation), request_id);
+            return ebs_direct::render(&error);
+        }
         if !matches!(request.method, "GET" | "POST") {
             return refuse(&faults::method_not_allowed(), None, request_id);
         }
@@ -137,7 +160,7 @@ impl Api {
         };
         let action = query.action.clone();
         match self.run(&request, query, request_id).await {
-            Ok(body) => Reply { status: 200, body },
+            Ok(body) => Reply { status: 200, content_type: XML, body },
             Err(error) => refuse(&error, action.as_deref(), request_id),
         }
     }
@@ -146,7 +169,8 @@ impl Api {
         let caller = self.keys.authenticate(&self.pool, request).await?;
         let Query { action, version, mut params } = query;
         let Some(asked) = action.filter(|action| !action.is_empty()) else { return Err(faults::missing_action()) };
-        let Some(action) = actions::find(&asked) else { return Err(faults::invalid_action(&asked)) };
+        let Some(action) = actions::find(&asked) else { return Err(faults::no_handler(&asked)) };
+        self.throttle.take(&caller.account_id, action.name)?;
         let dry_run = params.boolean("DryRun")?.unwrap_or(false);
         let host = request.headers.get("host").and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned();
         let call = Call { caller, request_id: request_id.to_owned(), action: action.name, version, dry_run, host };
@@ -174,8 +198,8 @@ impl Call {
     }
 }
 
-/// Renders a failure, and logs what the client is not told.
-fn refuse(error: &ApiError, action: Option<&str>, request_id: &str) -> Reply {
+/// Logs what the client is not told of a failure.
+fn note(error: &ApiError, action: Option<&str>, request_id: &str) {
     if let Some(inside) = &error.inside {
         if error.status >= 500 {
             tracing::error!(request_id, action, code = error.code, inside, "failed");
@@ -183,9 +207,14 @@ fn refuse(error: &ApiError, action: Option<&str>, request_id: &str) -> Reply {
             tracing::info!(request_id, action, code = error.code, inside, "refused");
         }
     }
+}
+
+/// Renders a failure, and logs what the client is not told.
+fn refuse(error: &ApiError, action: Option<&str>, request_id: &str) -> Reply {
+    note(error, action, request_id);
     if action == Some(sts::ACTION) {
         let (status, body) = sts::render(error, request_id);
-        return Reply { status, body };
+        return Reply { status, content_type: XML, body };
     }
-    Reply { status: error.status, body: error.render(request_id) }
+    Reply { status: error.status, content_type: XML, body: error.render(request_id) }
 }

@@ -50,6 +50,17 @@ pub struct TagSpecification {
     pub tags: Vec<TagParam>,
 }
 
+/// One `BlockDeviceMapping.N` of ModifyInstanceAttribute.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DeviceParam {
+    /// `BlockDeviceMapping.N.DeviceName`
+    pub device: Option<String>,
+    /// `BlockDeviceMapping.N.Ebs.VolumeId`
+    pub volume: Option<String>,
+    /// `BlockDeviceMapping.N.Ebs.DeleteOnTermination`
+    pub delete_on_termination: Option<bool>,
+}
+
 /// One `Filter.N`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FilterParam {
@@ -222,6 +233,21 @@ impl Params {
             fields.finish_inside(&format!("{name}.N."))?;
         }
         Ok(permissions)
+    }
+
+    /// Takes `BlockDeviceMapping.N`.
+    pub fn devices(&mut self) -> ApiResult<Vec<DeviceParam>> {
+        let mut devices = Vec::new();
+        for (_, fields) in self.indexed("BlockDeviceMapping") {
+            let mut fields = Self(fields);
+            devices.push(DeviceParam {
+                device: fields.text("DeviceName"),
+                volume: fields.text("Ebs.VolumeId"),
+                delete_on_termination: fields.boolean("Ebs.DeleteOnTermination")?,
+            });
+            fields.finish_inside("BlockDeviceMapping.N.")?;
+        }
+        Ok(devices)
     }
 
     /// Refuses what nobody has taken. Handlers call it when they have taken all they know, before anything else.

@@ -41,9 +41,14 @@ pub fn required<K: Kind>(text: Option<&str>, dialect: Dialect) -> ApiResult<Id<K
 /// An answer to a list of ids has no pages, so the list has an end. EC2 publishes none for these actions, but no known client
 /// asks for more at once; the words are those of its DescribeInstanceStatus, which takes 100.
 pub fn list<K: Kind>(texts: &[String], dialect: Dialect) -> ApiResult<Vec<Id<K>>> {
-    if texts.len() > MOST_IDS {
+    list_of(texts, dialect, MOST_IDS)
+}
+
+/// As [`list`], of an action that takes fewer.
+pub fn list_of<K: Kind>(texts: &[String], dialect: Dialect, most: usize) -> ApiResult<Vec<Id<K>>> {
+    if texts.len() > most {
         let text = format!(
-            "{} exceeds the maximum number of IDs that can be specified ({MOST_IDS}). Please specify fewer than {MOST_IDS} IDs.",
+            "{} exceeds the maximum number of IDs that can be specified ({most}). Please specify fewer than {most} IDs.",
             texts.len()
         );
         return Err(ApiError::new("InvalidRequest", text));

@@ -17,10 +17,8 @@ use super::faults::{clip, incorrect_state, invalid_value, no_snapshot, no_volume
 use super::query::Params;
 use super::resource_id::{self, Dialect};
 use super::tag_rules::{self, Tags};
-use super::{Api, Call, tags, volumes};
+use super::{Api, Call, quotas, tags, volumes};
 
-/// The most snapshots of one volume that are being taken at once.
-const MAX_PENDING: i64 = 5;
 /// How long an answer waits for the cut; far from the time after which clients ask again.
 const CUT_PATIENCE: Duration = Duration::from_secs(10);
 /// How often it looks.
@@ -48,7 +46,7 @@ pub async fn create(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
     let row = conn
         .transaction(async |conn| {
             let source = hold_source(conn, &volume).await?;
-            check_pending(conn, &volume).await?;
+            quotas::take_snapshots(api, conn, account, &[&volume]).await?;
             let new = NewSnapshot {
                 id: &SnapshotId::generate(),
                 account_id: account,
@@ -103,15 +101,6 @@ pub(super) async fn hold_source(conn: &mut Conn, volume: &VolumeId) -> ApiResult
         VolumeState::Deleting | VolumeState::Deleted => Err(no_volume(volume)),
         state => Err(incorrect_state(format!("Volume '{volume}' is in the '{state}' state."))),
     }
-}
-
-/// Refuses one more snapshot of a volume of which enough are being taken. The volume is held.
-pub(super) async fn check_pending(conn: &mut Conn, volume: &VolumeId) -> ApiResult<()> {
-    if rows::count_pending(conn, volume).await? < MAX_PENDING {
-        return Ok(());
-    }
-    let text = format!("Maximum allowed in-progress snapshots for a single volume exceeded ({MAX_PENDING}).");
-    Err(ApiError::new("ConcurrentSnapshotLimitExceeded", text))
 }
 
 /// Waits, for a while, until it is cut: whoever froze a filesystem for it thaws it as soon as this call is answered, and what

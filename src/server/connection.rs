@@ -7,12 +7,14 @@
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::{Buf, Bytes};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -20,6 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::exchange::MAX_DISCARDED;
 use super::{Handler, Limits, exchange};
 
 /// The most bytes a connection buffers, in each direction; headers must fit, and a target alone may have 64 KiB.
@@ -74,12 +77,61 @@ impl Clock {
 }
 
 /// A stream that notes when a request begins to come and when an answer is gone.
-struct Watched<'a, S> {
+///
+/// What hyper itself answers, to a head that it cannot read, has no body. It is replaced by an answer of the handler, in the
+/// role's own format.
+struct Watched<'a, S, H> {
     stream: S,
     clock: &'a Clock,
+    handler: &'a H,
+    /// The rest of an answer that replaces one of hyper's.
+    own: Option<Bytes>,
+    /// How many bytes have been read and thrown away after it.
+    discarded: usize,
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<'_, S> {
+impl<S: AsyncRead + AsyncWrite + Unpin, H: Handler> Watched<'_, S, H> {
+    /// Whether hyper writes without having been told to: no request is being served or answered.
+    fn is_hypers_own(&self) -> bool {
+        self.own.is_some() || self.clock.is(Phase::Head) || self.clock.is(Phase::Idle)
+    }
+
+    fn replace(&mut self, head: &[u8]) {
+        if self.own.is_none() {
+            self.clock.enter(Phase::Answering);
+            self.own = Some(exchange::refuse_unread(self.handler, head));
+        }
+    }
+
+    fn poll_own(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some(rest) = self.own.as_mut().filter(|rest| !rest.is_empty()) {
+            match ready!(Pin::new(&mut self.stream).poll_write(cx, rest))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => rest.advance(written),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads what the client is still sending: a socket that is closed before takes the answer along.
+    fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut scratch = [MaybeUninit::uninit(); 8 << 10];
+        while self.discarded < MAX_DISCARDED {
+            let mut buf = ReadBuf::uninit(&mut scratch);
+            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf))?;
+            if buf.filled().is_empty() {
+                break;
+            }
+            self.discarded += buf.filled().len();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + Unpin, H> AsyncRead for Watched<'_, S, H>
+where
+    Self: Unpin,
+{
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);
@@ -90,12 +142,17 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<'_, S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<'_, S> {
+impl<S: AsyncRead + AsyncWrite + Unpin, H: Handler> AsyncWrite for Watched<'_, S, H> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.is_hypers_own() {
+            self.replace(buf);
+            return Poll::Ready(Ok(buf.len()));
+        }
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_own(cx))?;
         // hyper flushes the stream only once all it had to write is written.
         let result = Pin::new(&mut self.stream).poll_flush(cx);
         if result.is_ready() && self.clock.is(Phase::Answering) {
@@ -105,7 +162,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<'_, S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        ready!(self.poll_own(cx))?;
+        ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+        if self.own.is_some() { self.poll_discard(cx) } else { Poll::Ready(Ok(())) }
     }
 
     fn poll_write_vectored(
@@ -113,6 +172,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<'_, S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.is_hypers_own() {
+            self.replace(bufs.first().map_or(&[], |buf| buf));
+            return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
+        }
         Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
@@ -136,7 +199,7 @@ pub(super) async fn run<S, H>(
     let service = service_fn(move |request| async move {
         Ok::<_, Infallible>(exchange::run(handler, clock, limits.read, peer, request).await)
     });
-    let io = TokioIo::new(Watched { stream, clock });
+    let io = TokioIo::new(Watched { stream, clock, handler, own: None, discarded: 0 });
     // The clock above replaces the header time-out.
     let mut http = http1::Builder::new();
     http.header_read_timeout(None).max_buf_size(MAX_BUFFER);

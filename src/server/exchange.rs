@@ -18,7 +18,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 
 /// How much of a body that is too large is read and thrown away. Most clients look for an answer only when they have sent all,
 /// and lose it when the connection is closed under them before.
-const MAX_DISCARDED: usize = 16 * MAX_BODY;
+pub(super) const MAX_DISCARDED: usize = 16 * MAX_BODY;
 
 /// Reads the request, has it answered, and logs one line.
 pub(super) async fn run<H: Handler>(
@@ -30,7 +30,7 @@ pub(super) async fn run<H: Handler>(
 ) -> hyper::Response<Full<Bytes>> {
     clock.enter(Phase::Serving);
     let start = Instant::now();
-    let id = uuid::Builder::from_random_bytes(rand::random()).into_uuid().to_string();
+    let id = new_id();
     let span = tracing::info_span!("request", id);
     let answer = async {
         let (head, body) = request.into_parts();
@@ -61,6 +61,30 @@ pub(super) async fn run<H: Handler>(
     .await;
     clock.enter(Phase::Answering);
     answer
+}
+
+/// The answer, as it goes over the wire, to a request whose head hyper could not read. hyper's own answer to it, `head`, says
+/// why by its status.
+pub(super) fn refuse_unread<H: Handler>(handler: &H, head: &[u8]) -> Bytes {
+    let refusal = match head.split(|byte| *byte == b' ').nth(1) {
+        Some(b"414") => Refusal::TargetTooLong,
+        Some(b"431") => Refusal::HeadTooLarge,
+        _ => Refusal::Unreadable,
+    };
+    let id = new_id();
+    let Response { status, headers, body } = handler.refuse(&id, refusal);
+    tracing::info!(request_id = id, status = status.as_u16(), "a request's head could not be read");
+    let mut out = format!("HTTP/1.1 {status}\r\n{REQUEST_ID}: {id}\r\n").into_bytes();
+    for (name, value) in &headers {
+        out.extend_from_slice(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+    }
+    out.extend_from_slice(format!("content-length: {}\r\nconnection: close\r\n\r\n", body.len()).as_bytes());
+    out.extend_from_slice(&body);
+    out.into()
+}
+
+fn new_id() -> String {
+    uuid::Builder::from_random_bytes(rand::random()).into_uuid().to_string()
 }
 
 /// Reads a body to its end. One that came in one piece is not copied.

@@ -213,13 +213,30 @@ async fn a_panic_is_answered_as_an_internal_error_and_the_connection_goes_on() {
 }
 
 #[tokio::test]
-async fn what_is_not_http_is_answered_with_400() {
+async fn a_head_that_cannot_be_read_is_refused_in_the_roles_own_words_also_after_a_good_request() {
     let running = run(quick());
-    for garbage in ["\u{16}\u{3}\u{1} hello\r\n\r\n", "GET / HTTP/1.1\r\nno colon\r\n\r\n", "GET /\0 HTTP/1.1\r\n\r\n"]
-    {
-        let mut client = connect(&running).await;
-        client.write_all(garbage.as_bytes()).await.unwrap();
-        assert!(head(&mut client).await.starts_with("HTTP/1.1 400"), "{garbage:?}");
+    let long = format!("GET /{} HTTP/1.1\r\nHost: h\r\n\r\n", "x".repeat(66_000));
+    let large = format!("GET / HTTP/1.1\r\nHost: h\r\nX: {}\r\n\r\n", "x".repeat(400_000));
+    let many = format!("GET / HTTP/1.1\r\nHost: h\r\n{}\r\n", "X: y\r\n".repeat(101));
+    for (sent, status) in [
+        ("\u{16}\u{3}\u{1} hello\r\n\r\n", "400"),
+        ("GET / HTTP/1.1\r\nno colon\r\n\r\n", "400"),
+        ("GET /\0 HTTP/1.1\r\n\r\n", "400"),
+        (&long, "414"),
+        (&large, "431"),
+        (&many, "431"),
+    ] {
+        for good_ones in 0..2 {
+            let mut client = connect(&running).await;
+            for _ in 0..good_ones {
+                ask(&mut client, "GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
+            }
+            client.write_all(sent.as_bytes()).await.unwrap();
+            let (head, body) = answer(&mut client).await;
+            assert!(head.starts_with(&format!("http/1.1 {status}")) && body.starts_with("<refused>"), "{head}{body}");
+            let id = head.split_once("x-amzn-requestid: ").unwrap().1.split("\r\n").next().unwrap();
+            assert!(body.contains(id) && is_closed(&mut client).await, "{head}{body}");
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::delete_volume;
 use super::engine::{OnFailure, Run, StepError, Workflow};
 use crate::db::attachments::{self, Attachment, Ends};
 use crate::db::{self, Conn, volumes, workflows};
@@ -15,7 +16,7 @@ use crate::delegate::{
     ConnectSpec, Detach, DiskSpec, ExportSpec, MachineRef, Portal, Secret, VmmDelegate, VolumeDelegate,
 };
 use crate::ids::VolumeId;
-use crate::state::{AttachmentState, VolumeState};
+use crate::state::{AttachmentState, InstanceState, VolumeState};
 
 pub(super) const KIND: &str = "attach_volume";
 
@@ -81,11 +82,15 @@ impl Workflow for AttachVolume {
     }
 }
 
-/// Records that an attachment is over, and gives the volume back.
+/// Records that an attachment is over, and gives the volume back; or, if its owner wants it to go with the instance and that is
+/// gone for good, deletes it.
 pub(super) async fn record_detached(conn: &mut Conn, attachment: Uuid, reason: Option<&str>) -> db::Result<()> {
-    let Some((row, _)) = attachments::find(conn, attachment).await? else { return Ok(()) };
+    let Some((row, ends)) = attachments::find(conn, attachment).await? else { return Ok(()) };
     attachments::set_detached(conn, attachment, reason).await?;
-    volumes::swap_state(conn, &row.volume_id, &[VolumeState::InUse], VolumeState::Available).await?;
+    let free = volumes::swap_state(conn, &row.volume_id, &[VolumeState::InUse], VolumeState::Available).await?;
+    if free && row.delete_on_termination && ends.instance_state == InstanceState::Terminated {
+        delete_volume::start(conn, &row.volume_id).await?;
+    }
     Ok(())
 }
 
@@ -114,6 +119,12 @@ impl Way {
 
     fn hypervisor<'a>(&self, run: &Run<'a>) -> Result<&'a dyn VmmDelegate, StepError> {
         Ok(run.context.nodes.hypervisor(&self.ends.vmm_node)?)
+    }
+
+    /// Whether the machine is gone for good, and its node with it: nobody is left to ask. Should its initiator live on after
+    /// all, the storage node does not end the export under it.
+    fn nobody_is_left(&self, run: &Run<'_>) -> bool {
+        self.ends.instance_state == InstanceState::Terminated && self.hypervisor(run).is_err()
     }
 
     fn disk(&self) -> DiskSpec {
@@ -173,6 +184,9 @@ impl Way {
 
     /// Asks the guest to let go. While it does not, the attachment says `busy` if its owner asked for the detach.
     pub(super) async fn detach(&self, run: &Run<'_>) -> Result<(), StepError> {
+        if self.nobody_is_left(run) {
+            return Ok(());
+        }
         let answer = self.hypervisor(run)?.ensure_detached(run.generation, &self.disk(), self.row.force).await?;
         match answer {
             Detach::Gone => Ok(()),
@@ -186,6 +200,9 @@ impl Way {
     }
 
     pub(super) async fn disconnect(&self, run: &Run<'_>) -> Result<(), StepError> {
+        if self.nobody_is_left(run) {
+            return Ok(());
+        }
         Ok(self.hypervisor(run)?.ensure_disconnected(run.generation, &self.disk()).await?)
     }
 

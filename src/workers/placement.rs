@@ -119,6 +119,13 @@ impl Placement {
         Some((*best).to_owned())
     }
 
+    /// Takes note that a volume which was placed on the node has not been accepted.
+    pub fn give_back(&self, node: &str, bytes: u64) {
+        if let Some(node) = self.facts().as_mut().and_then(|facts| facts.get_mut(node)) {
+            node.take_back(bytes);
+        }
+    }
+
     async fn refresh(&self) -> db::Result<()> {
         let rows = rows::facts(&mut *self.0.pool.get().await?).await?;
         let now = Instant::now();
@@ -217,6 +224,14 @@ impl Facts {
             self.taken = self.taken.saturating_add(bytes);
         }
     }
+
+    fn take_back(&mut self, bytes: u64) {
+        // What a look has seen to since is not in the list any more.
+        if let Some(at) = self.recent.iter().rposition(|(_, given)| *given == bytes) {
+            self.recent.remove(at);
+            self.taken = self.taken.saturating_sub(bytes);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -259,6 +274,17 @@ mod tests {
         assert_eq!(taken(&placement, &["a", "b", "c"], 1, 3), "cbb");
         assert_eq!(taken(&placement, &["a"], 1, 1), "-");
         assert_eq!(taken(&placement, &["never heard of"], 1, 1), "never heard of");
+    }
+
+    #[test]
+    fn what_was_placed_and_not_accepted_takes_no_room() {
+        let placement = placement(&[("a", known(5))]);
+        for _ in 0..10 {
+            assert_eq!(taken(&placement, &["a"], 3, 1), "a");
+            placement.give_back("a", 3);
+        }
+        placement.give_back("a", 3);
+        assert_eq!(taken(&placement, &["a"], 3, 2), "a-");
     }
 
     #[test]

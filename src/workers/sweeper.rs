@@ -12,10 +12,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::DateTime;
+use diesel_async::AsyncConnection;
 use tracing::{debug, info, warn};
 
 use super::repair_volume::{self, Leftover};
-use super::{Context, engine};
+use super::{Context, detach_volume, engine};
 use crate::db::attachments::Located;
 use crate::db::instances::Instance;
 use crate::db::{self, attachments, instances, nodes, volumes, workflows};
@@ -69,6 +70,7 @@ pub async fn sweep(context: &Context) -> db::Result<()> {
             warn!(node, %error, "its machines could not be recorded");
         }
     }
+    let mut enqueued = end_with_their_instances(&mut conn).await?;
     let attached = attachments::all_attached(&mut conn).await?;
     let exported = observed.storage.values().flat_map(|report| &report.exports).map(|export| export.volume.clone());
     let wanted = attachments::live_volumes(&mut conn).await?;
@@ -76,7 +78,6 @@ pub async fn sweep(context: &Context) -> db::Result<()> {
     let leftovers = leftovers(&mut conn, &attached, &observed).await?;
     let mut repairs = plan(&attached, &observed, unwanted);
     repairs.extend(leftovers.keys().cloned());
-    let mut enqueued = false;
     for volume in repairs {
         let known = volumes::find(&mut conn, &volume).await?.is_some();
         if known && !workflows::any_changing(&mut conn, &volume).await? {
@@ -224,7 +225,7 @@ fn has_disk(machine: &ObservedMachine, attachment: &attachments::Attachment) -> 
 }
 
 /// Gives every machine that a node reports its instance id, and keeps what is known of it up to date. A machine that is no
-/// longer reported is stopped; whether it ever comes back only its operator knows.
+/// longer reported is stopped; whether it ever comes back only its operator knows (`vbs instance terminate`).
 async fn learn_machines(
     context: &Context,
     conn: &mut db::Conn,
@@ -277,6 +278,19 @@ async fn learn_machines(
     Ok(())
 }
 
+/// Detaches what is attached to instances that are gone for good. Their machines hold on to nothing any more, so nothing is
+/// waited for; what becomes of the volumes is written when the detach ends. Tells whether there was any.
+async fn end_with_their_instances(conn: &mut db::Conn) -> db::Result<bool> {
+    let mut begun = false;
+    for (attachment, volume) in attachments::of_the_terminated(conn).await? {
+        begun |= conn
+            .transaction(async |conn| detach_volume::start(conn, attachment, &volume, true).await)
+            .await
+            .inspect(|_| info!(%volume, "its instance is gone for good: detach"))?;
+    }
+    Ok(begun)
+}
+
 /// Whether a machine's name and uuid can be stored and shown; a remote node may say anything.
 fn is_legible(machine: &ObservedMachine) -> bool {
     let legible = |text: &str| (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
@@ -288,5 +302,6 @@ async fn purge(context: &Context) -> db::Result<()> {
     attachments::purge_detached(&mut conn).await?;
     volumes::purge_deleted(&mut conn).await?;
     workflows::purge_finished(&mut conn).await?;
+    instances::purge_terminated(&mut conn).await?;
     Ok(())
 }

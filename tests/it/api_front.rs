@@ -56,6 +56,11 @@ async fn unknown_actions_parameters_and_versions_are_refused_by_name() {
         found,
         ("InvalidAction".to_owned(), "The action DescribeFoo is not valid for this web service.".to_owned())
     );
+    let found = cloud.client.fails("EnableFastSnapshotRestores", &[("Colour", "x"), ("DryRun", "true")]).await;
+    assert_eq!(
+        found,
+        ("UnsupportedOperation".to_owned(), "The action EnableFastSnapshotRestores is not supported here.".to_owned())
+    );
     assert_eq!(cloud.client.fails("", &[]).await.0, "MissingAction");
     let deep = format!("Filter{}", ".1".repeat(1000));
     for name in ["Colour", "VolumeId", "VolumeId.x", "Filter.1.Colour", "volumeid.1", deep.as_str()] {
