@@ -133,8 +133,8 @@ class CliError(Exception):
 
 
 def camel(command):
-    """`describe-volumes` is DescribeVolumes on the wire."""
-    return "".join(word.capitalize() for word in command.split("-"))
+    """`describe-volumes` is DescribeVolumes on the wire, `enable-volume-io` EnableVolumeIO."""
+    return "".join("IO" if word == "io" else word.capitalize() for word in command.split("-"))
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
-//! The states of volumes, attachments, snapshots and instances: their text on the wire and in the database, and the
-//! moves between them.
+//! The states of volumes, their modifications, attachments, snapshots and instances: their text on the wire and in the
+//! database, and the moves between them.
 //!
 //! The texts are EC2's own (botocore model 2016-11-15), but for two that only the database knows: a snapshot that is
 //! being deleted, and an attachment that is over. CHECK constraints in `migrations/` hold the same lists.
@@ -90,6 +90,20 @@ states! {
 }
 
 states! {
+    /// The state of a volume's modification.
+    ModificationState {
+        /// Asked for; a worker is at it.
+        Modifying = "modifying",
+        /// The volume is what it shall be; an instance that has it may not see it yet.
+        Optimizing = "optimizing",
+        /// Over.
+        Completed = "completed",
+        /// Over, and the volume is what it was.
+        Failed = "failed",
+    }
+}
+
+states! {
     /// The state of an attachment.
     AttachmentState {
         /// Asked for; a worker is at it.
@@ -157,6 +171,7 @@ mod tests {
     #[test]
     fn every_state_reads_back_from_its_text() {
         round_trips::<VolumeState>();
+        round_trips::<ModificationState>();
         round_trips::<AttachmentState>();
         round_trips::<SnapshotState>();
         round_trips::<InstanceState>();

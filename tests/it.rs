@@ -8,6 +8,8 @@ mod api_copy_volumes;
 mod api_front;
 #[path = "it/api_instances.rs"]
 mod api_instances;
+#[path = "it/api_modify.rs"]
+mod api_modify;
 #[path = "it/api_quotas.rs"]
 mod api_quotas;
 #[path = "it/api_snapshot_copies.rs"]

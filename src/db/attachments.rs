@@ -46,7 +46,7 @@ pub struct Attachment {
     pub attached_at: DateTime<Utc>,
 }
 
-/// Where the two ends of an attachment are.
+/// Where the two ends of an attachment are, and what goes between them.
 #[derive(Debug, Clone, Queryable)]
 pub struct Ends {
     /// The storage node.
@@ -61,6 +61,12 @@ pub struct Ends {
     pub instance_state: InstanceState,
     /// The initiator that logs in for the machine now.
     pub initiator_iqn: String,
+    /// The volume's type.
+    pub volume_type: String,
+    /// The volume's IOPS.
+    pub iops: Option<i32>,
+    /// The volume's throughput in MiB/s.
+    pub throughput: Option<i32>,
 }
 
 /// An attachment with its two ends.
@@ -73,6 +79,9 @@ type EndsColumns = (
     instances::machine_uuid,
     instances::state,
     instances::initiator_iqn,
+    volumes::volume_type,
+    volumes::iops,
+    volumes::throughput,
 );
 
 const ENDS: EndsColumns = (
@@ -82,6 +91,9 @@ const ENDS: EndsColumns = (
     instances::machine_uuid,
     instances::state,
     instances::initiator_iqn,
+    volumes::volume_type,
+    volumes::iops,
+    volumes::throughput,
 );
 
 /// The attachment, whatever its state, with its two ends.

@@ -59,7 +59,33 @@ diesel::table! {
         deleted_at -> Nullable<Timestamptz>,
         client_token -> Nullable<Text>,
         request_digest -> Nullable<Bytea>,
+        auto_enable_io -> Bool,
         source_volume_id -> Nullable<Text>,
+    }
+}
+
+diesel::table! {
+    volume_modifications (volume_id) {
+        volume_id -> Text,
+        account_id -> Text,
+        id -> Uuid,
+        state -> Text,
+        progress -> Int4,
+        original_size_gib -> Int4,
+        original_type -> Text,
+        original_iops -> Nullable<Int4>,
+        original_throughput -> Nullable<Int4>,
+        original_multi_attach -> Bool,
+        target_size_gib -> Int4,
+        target_type -> Text,
+        target_iops -> Nullable<Int4>,
+        target_throughput -> Nullable<Int4>,
+        target_multi_attach -> Bool,
+        at_next_attach -> Bool,
+        reason -> Nullable<Text>,
+        started_at -> Timestamptz,
+        ended_at -> Nullable<Timestamptz>,
+        recent -> Array<Timestamptz>,
     }
 }
 
@@ -189,6 +215,7 @@ diesel::joinable!(access_keys -> accounts (account_id));
 diesel::joinable!(attachments -> instances (instance_id));
 diesel::joinable!(attachments -> volumes (volume_id));
 diesel::joinable!(snapshot_permissions -> snapshots (snapshot_id));
+diesel::joinable!(volume_modifications -> volumes (volume_id));
 diesel::joinable!(workflow_events -> workflows (workflow_id));
 diesel::allow_tables_to_appear_in_same_query!(
     access_keys,
@@ -200,6 +227,7 @@ diesel::allow_tables_to_appear_in_same_query!(
     snapshot_permissions,
     snapshots,
     tags,
+    volume_modifications,
     volumes,
     workflow_events,
     workflows,

@@ -45,6 +45,8 @@ pub struct Values {
 pub enum Subject {
     /// An expression whose text is compared.
     Expression(&'static str),
+    /// Several such expressions: that one of them is selected is enough.
+    Any(&'static [&'static str]),
     /// The same of an attachment, alias `b`: one of the live ones of the instance `i`.
     Attachment(&'static str),
     /// The tag `g` that is listed itself: its key must be this, its value is compared.
@@ -121,6 +123,10 @@ impl<R> Statement<R> {
             self.cached = false;
             self = match subject {
                 Subject::Expression(expression) => self.sql(" AND ").any(expression, values),
+                Subject::Any(expressions) => expressions
+                    .iter()
+                    .fold(self.sql(" AND (false"), |this, expression| this.sql(" OR ").any(expression, values))
+                    .sql(")"),
                 Subject::Attachment(expression) => self
                     .sql(" AND EXISTS (SELECT FROM attachments b WHERE b.instance_id = i.id AND b.state <> 'detached' AND ")
                     .any(expression, values)
@@ -203,6 +209,14 @@ mod tests {
             "SELECT 1 FROM volumes v WHERE true AND (v.state = ANY($1) OR v.state LIKE ANY($2)) \
              AND EXISTS (SELECT FROM tags t WHERE t.resource_id = v.id AND t.key = $3 AND (t.value = ANY($4) OR t.value LIKE ANY($5)))"
         );
+    }
+
+    #[test]
+    fn of_several_expressions_one_is_enough() {
+        let values = Values { exact: vec!["a".into()], like: vec![] };
+        let text = sql(&[Condition { subject: Subject::Any(&["v.state", "v.zone"]), values }]);
+        let wanted = "SELECT 1 FROM volumes v WHERE true AND (false OR v.state = ANY($1) OR v.zone = ANY($2)) --";
+        assert!(text.starts_with(wanted), "{text}");
     }
 
     #[test]

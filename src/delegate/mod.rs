@@ -170,6 +170,15 @@ pub struct ConnectSpec {
     pub machine: MachineRef,
 }
 
+/// How much I/O a disk may do. A number of 0 is no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Operations a second. One of more than 256 KiB counts for several, as on EC2.
+    pub iops: u32,
+    /// Bytes a second.
+    pub bytes_per_second: u64,
+}
+
 /// A disk in a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskSpec {
@@ -181,6 +190,9 @@ pub struct DiskSpec {
     pub machine: MachineRef,
     /// The device name that the caller asked for, such as `/dev/sdf`; a hypervisor without names ignores it.
     pub device: String,
+    /// What it is held to, by a hypervisor that can.
+    #[serde(default)]
+    pub limits: Limits,
 }
 
 /// A pause of a machine's I/O. Each snapshot has its own for each disk that its volume is.
@@ -421,7 +433,7 @@ pub trait VmmDelegate: Send + Sync {
     /// ([`MachineRef::nobody`]).
     async fn ensure_disconnected(&self, generation: Generation, spec: &DiskSpec) -> Result<()>;
 
-    /// Gives the connected disk to the machine, and returns once the hypervisor has it plugged in.
+    /// Gives the connected disk to the machine, within its limits, and returns once the hypervisor has it plugged in.
     async fn ensure_attached(&self, generation: Generation, spec: &DiskSpec) -> Result<()>;
 
     /// Asks the guest to let go, and waits a little. With `force` it does not ask: the device is taken away as hard as the
@@ -429,7 +441,8 @@ pub trait VmmDelegate: Send + Sync {
     async fn ensure_detached(&self, generation: Generation, spec: &DiskSpec, force: bool) -> Result<Detach>;
 
     /// Makes the initiator and the machine see that the volume has grown to so many bytes, where they can. To be asked after
-    /// [`VolumeDelegate::ensure_grown`] has answered [`Growth::Online`]. A machine that is off sees it at its next start.
+    /// [`VolumeDelegate::ensure_grown`] has answered [`Growth::Online`]. A machine that is off sees it at its next start. From
+    /// then on the disk is held to the limits given here, whether it has grown or not.
     async fn ensure_grown(&self, generation: Generation, spec: &DiskSpec, size_bytes: u64) -> Result<Growth>;
 
     /// Rests the I/O of the machine that has this disk; when it returns, nothing is in flight. The pause ends by itself after

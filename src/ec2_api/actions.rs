@@ -12,8 +12,8 @@ use super::error::ApiResult;
 use super::query::Params;
 use super::{
     Api, Call, account_attributes, attachments, copy_snapshot, copy_volumes, create_snapshots, create_volume,
-    describe_snapshots, instance_attributes, instance_status, instance_types, instances, snapshot_attributes,
-    snapshots, sts, tags, volumes, zones,
+    describe_snapshots, instance_attributes, instance_status, instance_types, instances, modify_volume,
+    snapshot_attributes, snapshots, sts, tags, volume_attributes, volume_modifications, volume_status, volumes, zones,
 };
 
 /// What a handler comes down to.
@@ -27,7 +27,7 @@ pub struct Action {
 }
 
 /// Every action there is.
-pub static ACTIONS: [Action; 26] = [
+pub static ACTIONS: &[Action] = &[
     Action { name: "AttachVolume", run: |api, call, params| Box::pin(attachments::attach(api, call, params)) },
     Action { name: "CopySnapshot", run: |api, call, params| Box::pin(copy_snapshot::copy(api, call, params)) },
     Action { name: "CopyVolumes", run: |api, call, params| Box::pin(copy_volumes::copy(api, call, params)) },
@@ -72,8 +72,24 @@ pub static ACTIONS: [Action; 26] = [
         run: |api, call, params| Box::pin(describe_snapshots::describe(api, call, params)),
     },
     Action { name: "DescribeTags", run: |api, call, params| Box::pin(tags::describe(api, call, params)) },
+    Action {
+        name: "DescribeVolumeAttribute",
+        run: |api, call, params| Box::pin(volume_attributes::describe(api, call, params)),
+    },
+    Action {
+        name: "DescribeVolumeStatus",
+        run: |api, call, params| Box::pin(volume_status::describe(api, call, params)),
+    },
     Action { name: "DescribeVolumes", run: |api, call, params| Box::pin(volumes::describe(api, call, params)) },
+    Action {
+        name: "DescribeVolumesModifications",
+        run: |api, call, params| Box::pin(volume_modifications::describe(api, call, params)),
+    },
     Action { name: "DetachVolume", run: |api, call, params| Box::pin(attachments::detach(api, call, params)) },
+    Action {
+        name: "EnableVolumeIO",
+        run: |api, call, params| Box::pin(volume_attributes::enable_io(api, call, params)),
+    },
     Action {
         name: "ModifySnapshotAttribute",
         run: |api, call, params| Box::pin(snapshot_attributes::modify(api, call, params)),
@@ -86,6 +102,11 @@ pub static ACTIONS: [Action; 26] = [
     Action {
         name: "ModifyInstanceAttribute",
         run: |api, call, params| Box::pin(instance_attributes::modify(api, call, params)),
+    },
+    Action { name: "ModifyVolume", run: |api, call, params| Box::pin(modify_volume::modify(api, call, params)) },
+    Action {
+        name: "ModifyVolumeAttribute",
+        run: |api, call, params| Box::pin(volume_attributes::modify(api, call, params)),
     },
 ];
 
@@ -117,7 +138,7 @@ mod tests {
     #[test]
     fn the_table_is_sorted_and_has_only_actions_of_ec2_and_the_one_of_sts() {
         assert!(ACTIONS.is_sorted_by_key(|action| action.name));
-        for action in &ACTIONS {
+        for action in ACTIONS {
             assert!(is_known_to_ec2(action.name) || action.name == sts::ACTION, "{}", action.name);
         }
     }

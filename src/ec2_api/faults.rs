@@ -130,6 +130,15 @@ pub fn no_volumes(ids: &[VolumeId]) -> ApiError {
     }
 }
 
+/// These volumes were never modified. The EBS CSI driver takes the code for that.
+pub fn no_modifications(ids: &[VolumeId]) -> ApiError {
+    let message = match ids {
+        [one] => format!("Modification for volume '{one}' does not exist."),
+        many => format!("Modifications for volumes '{}' do not exist.", list(many)),
+    };
+    ApiError::new("InvalidVolumeModification.NotFound", message)
+}
+
 /// These snapshots of a describe are not there.
 pub fn no_snapshots(ids: &[SnapshotId]) -> ApiError {
     match ids {

@@ -5,7 +5,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::error::ApiResult;
-use super::faults::{invalid_combination, invalid_value};
+use super::faults::{clip, invalid_combination, invalid_value};
 use super::query::Params;
 use super::xml::Xml;
 
@@ -38,6 +38,15 @@ pub struct PageRules {
     pub zero_is_none: bool,
 }
 
+/// How an action words its refusals of the two parameters themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Words {
+    /// As most do.
+    Usual,
+    /// As DescribeVolumesModifications does.
+    Modifications,
+}
+
 /// Where a page starts and how long it may be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
@@ -55,6 +64,11 @@ impl PageParams {
 
     /// Judges them. Ids and pages exclude one another.
     pub fn check(self, rules: PageRules, with_ids: bool) -> ApiResult<Page> {
+        self.check_in(Words::Usual, rules, with_ids)
+    }
+
+    /// The same in other words.
+    pub fn check_in(self, words: Words, rules: PageRules, with_ids: bool) -> ApiResult<Page> {
         let max_results = self.max_results.filter(|max| !(rules.zero_is_none && *max == 0));
         let exclude = |name: &str| {
             Err(invalid_combination(format!(
@@ -69,14 +83,20 @@ impl PageParams {
             return exclude("nextToken");
         }
         if let Some(max) = max_results.filter(|max| *max < 5) {
+            let name = if words == Words::Usual { "maxResults" } else { "MaxResults" };
             return Err(invalid_value(format!(
-                "Value ( {max} ) for parameter maxResults is invalid. Expecting a value greater than 5."
+                "Value ( {max} ) for parameter {name} is invalid. Expecting a value greater than 5."
             )));
         }
+        let refuse = |token: &str| match words {
+            Words::Usual => invalid_value("Unable to parse pagination token"),
+            Words::Modifications => invalid_value(format!(
+                "Value ( {} ) for parameter NextToken is invalid. The token is Invalid.",
+                clip(token)
+            )),
+        };
         let after = match self.next_token {
-            Some(token) => {
-                Some(read(&token, rules.kind).ok_or_else(|| invalid_value("Unable to parse pagination token"))?)
-            }
+            Some(token) => Some(read(&token, rules.kind).ok_or_else(|| refuse(&token))?),
             None => None,
         };
         Ok(Page { after, left: max_results.map_or(MOST_UNASKED, |max| max.min(MOST)), kind: rules.kind })
@@ -231,6 +251,22 @@ mod tests {
             assert_eq!(found.unwrap_err(), text);
         }
         assert!(page(Some(5), None, false).is_ok());
+    }
+
+    #[test]
+    fn modifications_have_words_of_their_own() {
+        let text = |max_results, next_token: Option<&str>| {
+            let params = PageParams { max_results, next_token: next_token.map(Into::into) };
+            params.check_in(Words::Modifications, RULES, false).unwrap_err().message
+        };
+        assert_eq!(
+            text(Some(4), None),
+            "Value ( 4 ) for parameter MaxResults is invalid. Expecting a value greater than 5."
+        );
+        assert_eq!(
+            text(None, Some("invalid")),
+            "Value ( invalid ) for parameter NextToken is invalid. The token is Invalid."
+        );
     }
 
     #[test]

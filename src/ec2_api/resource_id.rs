@@ -19,8 +19,13 @@ pub enum Dialect {
     DeleteVolume,
     /// DescribeVolumes, over all its ids.
     Volumes,
-    /// AttachVolume, DetachVolume, CreateSnapshot.
+    /// AttachVolume, DetachVolume, CreateSnapshot, ModifyVolume, DescribeVolumesModifications, DescribeVolumeAttribute,
+    /// EnableVolumeIO.
     Volume,
+    /// ModifyVolumeAttribute.
+    VolumeAttribute,
+    /// DescribeVolumeStatus.
+    VolumeStatus,
     /// CreateVolume, DescribeSnapshots and DeleteSnapshot.
     Snapshot,
     /// ResetSnapshotAttribute.
@@ -72,7 +77,8 @@ fn absent(dialect: Dialect) -> ApiError {
                 "The request must include the VolumeId parameter. Add the required parameter and retry the request.",
             );
         }
-        Dialect::Volumes | Dialect::Volume => null("null", "volumeId"),
+        Dialect::VolumeAttribute => "volumeId".into(),
+        Dialect::Volumes | Dialect::Volume | Dialect::VolumeStatus => null("null", "volumeId"),
         Dialect::Snapshot | Dialect::ResetSnapshot => null("null", "snapshotId"),
         Dialect::Instance | Dialect::Instances => null("null", "instanceId"),
     };
@@ -86,6 +92,15 @@ fn refusal(text: &str, why: IdError, dialect: Dialect) -> ApiError {
         (Dialect::DeleteVolume, _) => invalid_value(format!("The volume ID '{shown}' is malformed")),
         (Dialect::ResetSnapshot, _) => {
             ApiError::new("InvalidSnapshotID.Malformed", format!("The snapshot ID '{shown}' is malformed"))
+        }
+        (Dialect::VolumeAttribute, _) => {
+            ApiError::new("InvalidVolumeID.Malformed", format!("The volume ID '{shown}' is malformed"))
+        }
+        (Dialect::VolumeStatus, IdError::NotAnId) => {
+            ApiError::new("InvalidVolumeID.Malformed", format!("Invalid id: \"{shown}\" (expecting \"vol-...\")"))
+        }
+        (Dialect::VolumeStatus, IdError::WrongLength) => {
+            ApiError::new("InvalidVolumeID.Malformed", format!("Invalid id: \"{shown}\""))
         }
         (Dialect::Volumes, _) if text.is_empty() => missing("The request must contain the parameter volumes".into()),
         (Dialect::Volumes, _) => invalid_value(expected(shown, "volumes", "vol")),
@@ -157,6 +172,21 @@ mod tests {
                 fault::<Snapshot>("snap-0ABCDEF0", Dialect::Snapshot),
                 "InvalidParameterValue",
                 "Value (snap-0ABCDEF0) for parameter snapshotId is invalid. Expected: 'snap-...'.",
+            ),
+            (
+                fault::<Volume>("", Dialect::VolumeAttribute),
+                "InvalidVolumeID.Malformed",
+                "The volume ID '' is malformed",
+            ),
+            (
+                fault::<Volume>("bad", Dialect::VolumeStatus),
+                "InvalidVolumeID.Malformed",
+                "Invalid id: \"bad\" (expecting \"vol-...\")",
+            ),
+            (
+                fault::<Volume>(long, Dialect::VolumeStatus),
+                "InvalidVolumeID.Malformed",
+                "Invalid id: \"vol-000000000000000000\"",
             ),
             (
                 fault::<Instance>("10.10.1.202", Dialect::Instance),

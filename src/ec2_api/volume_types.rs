@@ -33,7 +33,7 @@ const TYPES: [Rules; 7] = [
     Rules { name: "standard", size_gib: (1, 1_024), iops: None },
 ];
 
-/// What gp3 gives without being asked.
+/// What gp3 gives without being asked, and what a volume gets that is changed to a type with IOPS and asks for none.
 const GP3_IOPS: i32 = 3_000;
 /// The same in MiB/s.
 const GP3_THROUGHPUT: i32 = 125;
@@ -50,6 +50,19 @@ pub struct Asked<'a> {
     /// `Iops`
     pub iops: Option<i32>,
     /// `Throughput` in MiB/s.
+    pub throughput: Option<i32>,
+}
+
+/// What a volume is that shall become another.
+#[derive(Debug, Clone, Copy)]
+pub struct Existing<'a> {
+    /// The type's name.
+    pub volume_type: &'a str,
+    /// In GiB.
+    pub size_gib: i32,
+    /// Where the type has them.
+    pub iops: Option<i32>,
+    /// In MiB/s, where the type has it.
     pub throughput: Option<i32>,
 }
 
@@ -73,6 +86,27 @@ impl Shape {
     pub fn iops(&self, size_gib: i32) -> Option<i32> {
         if self.volume_type == "gp2" { Some((size_gib.saturating_mul(3)).clamp(100, 16_000)) } else { self.iops }
     }
+}
+
+/// Judges what was asked of a volume that is there. What is left out stays as it is; with another type IOPS and throughput are
+/// those that the type gives without being asked.
+pub fn check_change(asked: Asked<'_>, existing: Existing<'_>) -> ApiResult<Shape> {
+    let size = asked.size_gib.unwrap_or(existing.size_gib);
+    if (0..existing.size_gib).contains(&size) {
+        return Err(invalid_value("New size cannot be smaller than existing size"));
+    }
+    let volume_type = asked.volume_type.unwrap_or(existing.volume_type);
+    let stays = volume_type.eq_ignore_ascii_case(existing.volume_type);
+    let rules = TYPES.iter().find(|rules| rules.name.eq_ignore_ascii_case(volume_type));
+    let left_out = |own| if stays { own } else { Some(GP3_IOPS) };
+    let iops = rules.and_then(|rules| rules.iops.as_ref()).and_then(|_| left_out(existing.iops));
+    let throughput = existing.throughput.filter(|_| stays);
+    check(Asked {
+        volume_type: Some(volume_type),
+        size_gib: Some(size),
+        iops: asked.iops.or(iops),
+        throughput: asked.throughput.or(throughput),
+    })
 }
 
 /// Judges what was asked. The size of a volume from a snapshot may be absent; judge again with [`check_size`] once it is
@@ -247,6 +281,55 @@ mod tests {
             (ask("bad", 1, None, None), "Unsupported volume type 'bad' for volume creation. "),
         ] {
             assert_eq!(found.unwrap_err(), text);
+        }
+    }
+
+    #[test]
+    fn what_a_change_leaves_out_stays_unless_the_type_changes() {
+        let gp3 = Existing { volume_type: "gp3", size_gib: 100, iops: Some(6_000), throughput: Some(500) };
+        let change = |asked, existing: Existing<'_>| {
+            let shape = check_change(asked, existing).map_err(|error| error.message)?;
+            let size = shape.size_gib.unwrap();
+            Ok::<_, String>((shape.volume_type, size, shape.iops(size), shape.throughput))
+        };
+        let to = |volume_type| Asked { volume_type: Some(volume_type), ..Asked::default() };
+        let grown = Asked { size_gib: Some(200), ..Asked::default() };
+        assert_eq!(change(grown, gp3), Ok(("gp3", 200, Some(6_000), Some(500))));
+        assert_eq!(change(to("GP3"), gp3), Ok(("gp3", 100, Some(6_000), Some(500))));
+        assert_eq!(change(to("io2"), gp3), Ok(("io2", 100, Some(3_000), None)));
+        assert_eq!(change(to("gp2"), gp3), Ok(("gp2", 100, Some(300), None)));
+        let gp2 = Existing { volume_type: "gp2", size_gib: 100, iops: Some(300), throughput: None };
+        assert_eq!(change(grown, gp2), Ok(("gp2", 200, Some(600), None)));
+        assert_eq!(change(to("gp3"), gp2), Ok(("gp3", 100, Some(3_000), Some(125))));
+        let io1 = Existing { volume_type: "io1", size_gib: 10, iops: Some(500), throughput: None };
+        assert_eq!(change(Asked { size_gib: Some(11), ..Asked::default() }, io1), Ok(("io1", 11, Some(500), None)));
+    }
+
+    #[test]
+    fn a_change_is_held_to_the_limits_of_what_the_volume_would_be() {
+        let gp2 = Existing { volume_type: "gp2", size_gib: 2_000, iops: Some(6_000), throughput: None };
+        for (asked, text) in [
+            (Asked { size_gib: Some(1_999), ..Asked::default() }, "New size cannot be smaller than existing size"),
+            (Asked { size_gib: Some(0), ..Asked::default() }, "New size cannot be smaller than existing size"),
+            (
+                Asked { size_gib: Some(-1), ..Asked::default() },
+                "Value (-1) for parameter size is invalid. Value must be a positive integer.",
+            ),
+            (Asked { iops: Some(3_000), ..Asked::default() }, "The parameter iops is not supported for gp2 volumes."),
+            (
+                Asked { volume_type: Some("standard"), ..Asked::default() },
+                "Volume of 2000GiB is too large for volume type standard; maximum is 1024GiB",
+            ),
+            (
+                Asked { volume_type: Some("bad"), ..Asked::default() },
+                "Unsupported volume type 'bad' for volume creation. ",
+            ),
+            (
+                Asked { volume_type: Some("io1"), iops: Some(64_001), ..Asked::default() },
+                "Volume iops of 64001 is too high; maximum is 64000.",
+            ),
+        ] {
+            assert_eq!(check_change(asked, gp2).unwrap_err().message, text);
         }
     }
 

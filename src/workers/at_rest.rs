@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::attach_volume;
 use super::engine::{Run, StepError};
 use crate::db::attachments::{self, Located};
-use crate::delegate::{DiskSpec, Pause, PauseSpec, Result as DelegateResult, SnapshotSpec};
+use crate::delegate::{DiskSpec, Limits, Pause, PauseSpec, Result as DelegateResult, SnapshotSpec};
 use crate::ids::SnapshotId;
 
 /// How long a pause lasts unless it is lengthened: the longest a guest stands still after a crash of ours.
@@ -29,7 +29,8 @@ pub(super) async fn disks(run: &Run<'_>, spec: &SnapshotSpec) -> Result<Vec<Rest
 
 fn resting((row, ends): Located, snapshot: &SnapshotId) -> Resting {
     let machine = attach_volume::machine(&ends);
-    let disk = DiskSpec { volume: row.volume_id, iqn: row.iqn, machine, device: row.device };
+    let (limits, device) = (Limits::default(), row.device);
+    let disk = DiskSpec { volume: row.volume_id, iqn: row.iqn, machine, device, limits };
     Resting { node: ends.vmm_node, pause: PauseSpec { disk, snapshot: snapshot.clone(), seconds: PAUSE_S } }
 }
 

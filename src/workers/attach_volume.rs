@@ -13,7 +13,7 @@ use super::engine::{OnFailure, Run, StepError, Workflow};
 use crate::db::attachments::{self, Attachment, Ends};
 use crate::db::{self, Conn, volumes, workflows};
 use crate::delegate::{
-    ConnectSpec, Detach, DiskSpec, ExportSpec, MachineRef, Portal, Secret, VmmDelegate, VolumeDelegate,
+    ConnectSpec, Detach, DiskSpec, ExportSpec, Growth, Limits, MachineRef, Portal, Secret, VmmDelegate, VolumeDelegate,
 };
 use crate::ids::VolumeId;
 use crate::state::{AttachmentState, InstanceState, VolumeState};
@@ -99,6 +99,16 @@ pub(super) fn machine(ends: &Ends) -> MachineRef {
     MachineRef { name: ends.machine.clone(), uuid: ends.machine_uuid.clone() }
 }
 
+/// What the disk is held to. The types whose IOPS their owner chooses get what was chosen; the others have bursts, and are as
+/// fast as their storage.
+fn limits(ends: &Ends) -> Limits {
+    if !matches!(ends.volume_type.as_str(), "gp3" | "io1" | "io2") {
+        return Limits::default();
+    }
+    let mib = u64::try_from(ends.throughput.unwrap_or(0)).unwrap_or(0);
+    Limits { iops: u32::try_from(ends.iops.unwrap_or(0)).unwrap_or(0), bytes_per_second: mib << 20 }
+}
+
 /// An attachment's way through its two nodes, both directions of it.
 pub(super) struct Way {
     row: Attachment,
@@ -133,6 +143,7 @@ impl Way {
             iqn: self.row.iqn.clone(),
             machine: machine(&self.ends),
             device: self.row.device.clone(),
+            limits: limits(&self.ends),
         }
     }
 
@@ -180,6 +191,12 @@ impl Way {
 
     pub(super) async fn attach(&self, run: &Run<'_>) -> Result<(), StepError> {
         Ok(self.hypervisor(run)?.ensure_attached(run.generation, &self.disk()).await?)
+    }
+
+    /// Makes the hypervisor and the machine see that the volume has grown, where they can, and holds the disk to what the volume
+    /// may do now.
+    pub(super) async fn grow(&self, run: &Run<'_>, size_bytes: u64) -> Result<Growth, StepError> {
+        Ok(self.hypervisor(run)?.ensure_grown(run.generation, &self.disk(), size_bytes).await?)
     }
 
     /// Asks the guest to let go. While it does not, the attachment says `busy` if its owner asked for the detach.

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::at_rest;
 use super::engine::{OnFailure, Run, StepError, Workflow};
-use crate::db::{self, Conn, snapshots, workflows};
+use crate::db::{self, Conn, modifications, snapshots, workflows};
 use crate::delegate::{SnapshotMethod, SnapshotReport, SnapshotSpec};
 use crate::ids::{SnapshotId, VolumeId};
 use crate::state::SnapshotState;
@@ -163,6 +163,7 @@ pub(super) async fn ask_again(run: &Run<'_>, node: &str, spec: &SnapshotSpec) ->
 
 /// Cuts a snapshot by itself.
 pub(super) async fn cut(run: &Run<'_>, node: &str, spec: &SnapshotSpec) -> Result<SnapshotReport, StepError> {
+    modifications::follow_size(&mut *run.conn().await?, &spec.snapshot).await?;
     let storage = run.context.nodes.storage(node)?;
     if storage.snapshot_method().await? == SnapshotMethod::Atomic {
         return Ok(storage.ensure_snapshot(run.generation, spec).await?);

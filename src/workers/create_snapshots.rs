@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::engine::{OnFailure, Run, StepError, Workflow};
 use super::{at_rest, create_snapshot};
 use crate::db::snapshots::{self, Snapshot};
-use crate::db::{self, Conn, workflows};
+use crate::db::{self, Conn, modifications, workflows};
 use crate::delegate::{Result as DelegateResult, SnapshotSpec, VolumeDelegate};
 use crate::ids::{SnapshotId, VolumeId};
 
@@ -135,6 +135,7 @@ async fn cut(run: &Run<'_>, rows: &[Snapshot]) -> Result<(), StepError> {
     let mut disks = Vec::new();
     let mut members = Vec::new();
     for row in rows {
+        modifications::follow_size(&mut *run.conn().await?, &row.id).await?;
         let (storage, spec) = (run.context.nodes.storage(&row.node)?, spec(row));
         disks.extend(at_rest::disks(run, &spec).await?);
         members.push(Member { storage, spec });

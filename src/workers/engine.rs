@@ -16,7 +16,7 @@ use tracing::{Instrument, info, info_span, warn};
 
 use super::{
     Context, attach_volume, copy_snapshot, copy_volume, create_snapshot, create_snapshots, create_volume,
-    delete_snapshot, delete_volume, detach_volume, repair_volume,
+    delete_snapshot, delete_volume, detach_volume, modify_volume, repair_volume,
 };
 use crate::db::workflows::{self, Workflow as Row};
 use crate::db::{self, Conn};
@@ -138,6 +138,7 @@ pub(super) async fn drive(context: &Context, row: Row) {
         let driven = match row.kind.as_str() {
             "create_volume" => begin::<create_volume::CreateVolume>(context, &row).await,
             "delete_volume" => begin::<delete_volume::DeleteVolume>(context, &row).await,
+            "modify_volume" => begin::<modify_volume::ModifyVolume>(context, &row).await,
             "attach_volume" => begin::<attach_volume::AttachVolume>(context, &row).await,
             "detach_volume" => begin::<detach_volume::DetachVolume>(context, &row).await,
             "create_snapshot" => begin::<create_snapshot::CreateSnapshot>(context, &row).await,

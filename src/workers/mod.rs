@@ -30,6 +30,7 @@ pub mod delete_snapshot;
 pub mod delete_volume;
 pub mod detach_volume;
 pub mod engine;
+pub mod modify_volume;
 pub mod nodes;
 pub mod placement;
 pub mod repair_volume;

@@ -11,7 +11,7 @@ use super::attach_volume::Way;
 use super::create_volume;
 use super::engine::{OnFailure, Run, StepError, Workflow};
 use crate::db::{self, Conn, attachments, workflows};
-use crate::delegate::{Detach, DiskSpec, MachineRef};
+use crate::delegate::{Detach, DiskSpec, Limits, MachineRef};
 use crate::ids::VolumeId;
 use crate::state::{AttachmentState, InstanceState, VolumeState};
 
@@ -116,7 +116,8 @@ async fn take_back(run: &Run<'_>, volume: &VolumeId, leftover: &Leftover) -> Res
     let Some(row) = row.filter(|row| row.state == AttachmentState::Detached) else { return Ok(()) };
     let hypervisor = run.context.nodes.hypervisor(&leftover.node)?;
     let machine = leftover.machine.clone().unwrap_or_else(MachineRef::nobody);
-    let disk = DiskSpec { volume: row.volume_id, iqn: row.iqn, machine, device: row.device };
+    let (limits, device) = (Limits::default(), row.device);
+    let disk = DiskSpec { volume: row.volume_id, iqn: row.iqn, machine, device, limits };
     if leftover.machine.is_some()
         && hypervisor.ensure_detached(run.generation, &disk, false).await? == Detach::Busy
         && hypervisor.ensure_detached(run.generation, &disk, true).await? == Detach::Busy

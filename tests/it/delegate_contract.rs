@@ -14,7 +14,7 @@ use vbs::delegate::server::{StorageService, VmmService};
 use vbs::delegate::sim::SimCloud;
 use vbs::delegate::volume::local::LocalStorage;
 use vbs::delegate::{
-    ConnectSpec, CopySpec, Detach, DiskSpec, ErrorKind, ExportSpec, Generation, MachineRef, ObservedDisk,
+    ConnectSpec, CopySpec, Detach, DiskSpec, ErrorKind, ExportSpec, Generation, Limits, MachineRef, ObservedDisk,
     ObservedMachine, Pause, PauseSpec, Result, Secret, SnapshotReport, SnapshotSpec, VmmDelegate, VolumeDelegate,
     VolumeSpec,
 };
@@ -255,8 +255,13 @@ pub async fn vmm_contract(storage: &dyn VolumeDelegate, vmm: &dyn VmmDelegate, m
     let export = export(&volume, &initiator, 1);
     let uuid = observed(vmm, machine).await.uuid;
     let meant = MachineRef { name: machine.into(), uuid };
-    let disk =
-        DiskSpec { volume: volume.clone(), iqn: export.iqn.clone(), machine: meant.clone(), device: "/dev/sdf".into() };
+    let disk = DiskSpec {
+        volume: volume.clone(),
+        iqn: export.iqn.clone(),
+        machine: meant.clone(),
+        device: "/dev/sdf".into(),
+        limits: Limits::default(),
+    };
     // Undoing what was never done is success.
     assert_eq!(vmm.ensure_detached(NOW, &disk, false).await.unwrap(), Detach::Gone);
     vmm.ensure_disconnected(NOW, &disk).await.unwrap();

@@ -14,8 +14,8 @@ use vbs::config;
 use vbs::delegate::vmm::qemu::Qemu;
 use vbs::delegate::vmm::qmp::Qmp;
 use vbs::delegate::{
-    ConnectSpec, Detach, DiskSpec, ErrorKind, ExportSpec, Generation, Growth, MachineRef, ObservedMachine, Pause,
-    PauseSpec, Portal, Secret, VmmDelegate,
+    ConnectSpec, Detach, DiskSpec, ErrorKind, ExportSpec, Generation, Growth, Limits, MachineRef, ObservedMachine,
+    Pause, PauseSpec, Portal, Secret, VmmDelegate,
 };
 use vbs::dev::console;
 use vbs::dev::guest_image::{self, GuestImage};
@@ -191,6 +191,7 @@ impl Lab {
             iqn: export.iqn.clone(),
             machine: self.machine(),
             device: "/dev/sdf".into(),
+            limits: Limits::default(),
         }
     }
 
@@ -242,6 +243,7 @@ async fn a_guest_gets_uses_keeps_and_loses_disks_as_it_is_told() {
     pauses_hold_break_and_add_up(&mut lab).await;
     a_guest_that_holds_on_is_busy_until_force_cuts_it_off(&lab).await;
     force_stops_a_guest_in_the_middle_of_writing(&lab).await;
+    a_disk_is_as_fast_as_its_limits_allow(&lab).await;
     a_target_that_comes_back_frees_a_machine_that_waits_for_it(&mut lab).await;
     a_machine_that_hangs_is_not_a_machine_that_is_gone(&mut lab).await;
 }
@@ -289,6 +291,31 @@ async fn a_disk_comes_is_written_to_and_goes(lab: &Lab) {
     lab.disconnect(&export, "1").await;
     lab.disconnect(&export, "1").await;
     assert_eq!(lab.observed().await.disks, vec![]);
+}
+
+async fn a_disk_is_as_fast_as_its_limits_allow(lab: &Lab) {
+    let volume = Volume::new(lab.dir.path());
+    let export = lab.target.export(&volume, "9");
+    let slow = Limits { iops: 100, bytes_per_second: 0 };
+    let within = |limits| DiskSpec { limits, ..lab.disk(&export) };
+    lab.qemu.ensure_connected(GENERATION, &lab.connect_spec(&export)).await.unwrap();
+    lab.qemu.ensure_attached(GENERATION, &within(slow)).await.unwrap();
+    lab.qemu.ensure_attached(GENERATION, &within(slow)).await.unwrap();
+    let device = lab.guest_runs(&format!("disk {}", export.volume.serial())).await;
+    let seconds = async |bytes: &str, count: u32| {
+        let begun = Instant::now();
+        lab.guest_runs(&format!("dd if={device} of=/dev/null bs={bytes} count={count} iflag=direct status=none")).await;
+        begun.elapsed().as_secs_f64()
+    };
+    assert!(seconds("4096", 300).await > 2.0, "300 reads at 100 a second");
+    let enough = Limits { iops: 100_000, bytes_per_second: 4 << 20 };
+    assert_eq!(lab.qemu.ensure_grown(GENERATION, &within(enough), SIZE).await.unwrap(), Growth::Online);
+    assert!(seconds("1M", 12).await > 2.0, "12 MiB at 4 a second");
+    lab.qemu.ensure_grown(GENERATION, &within(Limits::default()), SIZE).await.unwrap();
+    let freely = seconds("1M", 12).await;
+    assert!(freely < 2.0, "{freely} s without limits");
+    assert_eq!(lab.detach(&export).await, Detach::Gone);
+    lab.disconnect(&export, "9").await;
 }
 
 async fn a_wrong_secret_leaves_nothing_behind(lab: &Lab) {

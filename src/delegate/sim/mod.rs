@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
-use super::{DelegateError, ExportSpec, Generation, Result, SnapshotMethod};
+use super::{DelegateError, ExportSpec, Generation, Limits, Result, SnapshotMethod};
 use crate::config;
 use crate::ids::{SnapshotId, VolumeId};
 
@@ -111,6 +111,7 @@ struct Disk {
     iqn: String,
     initiator: String,
     attached: bool,
+    limits: Limits,
 }
 
 /// A log-in of a hypervisor node.
@@ -227,6 +228,11 @@ impl SimCloud {
         (!content.torn).then_some(content.token)
     }
 
+    /// What a machine's disk is held to.
+    pub fn limits(&self, machine: &str, volume: &VolumeId) -> Option<Limits> {
+        self.state().machine(machine).and_then(|(_, machine)| machine.disks.get(volume).map(|disk| disk.limits))
+    }
+
     /// Lets the guest hold on to its disks when asked to let go, or no longer.
     pub fn hold_on(&self, machine: &str, holds_on: bool) {
         if let Some((_, machine)) = self.state().machine(machine) {
@@ -248,7 +254,12 @@ impl SimCloud {
 
     /// Leaves a machine with a disk, as a delegate does that said it had taken it away.
     pub fn leave_disk(&self, machine: &str, volume: &VolumeId, iqn: &str) {
-        let disk = Disk { iqn: iqn.to_owned(), initiator: vmm::initiator_of(machine), attached: true };
+        let disk = Disk {
+            iqn: iqn.to_owned(),
+            initiator: vmm::initiator_of(machine),
+            attached: true,
+            limits: Limits::default(),
+        };
         if let Some((_, machine)) = self.state().machine(machine) {
             machine.disks.insert(volume.clone(), disk);
         }
@@ -425,7 +436,13 @@ mod tests {
         };
         let uuid = vmm.observe().await.unwrap().machines[0].uuid.clone();
         let machine = MachineRef { name: "m1".into(), uuid };
-        let disk = DiskSpec { volume, iqn: export.iqn.clone(), machine: machine.clone(), device: "/dev/sdf".into() };
+        let disk = DiskSpec {
+            volume,
+            iqn: export.iqn.clone(),
+            machine: machine.clone(),
+            device: "/dev/sdf".into(),
+            limits: Limits::default(),
+        };
         let portal = storage.ensure_exported(G, &export).await.unwrap();
         vmm.ensure_connected(G, &ConnectSpec { export, portal, machine }).await.unwrap();
         vmm.ensure_attached(G, &disk).await.unwrap();

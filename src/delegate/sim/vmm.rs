@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use super::{Disk, Machine, Rest, SimCloud, State};
 use crate::delegate::{
-    ConnectSpec, DelegateError, Detach, DiskSpec, ErrorKind, Generation, Growth, MachineRef, ObservedDisk,
+    ConnectSpec, DelegateError, Detach, DiskSpec, ErrorKind, Generation, Growth, Limits, MachineRef, ObservedDisk,
     ObservedMachine, ObservedSession, Pause, PauseSpec, Result, VmmDelegate, VmmObservation,
 };
 use crate::ids::{SnapshotId, VolumeId};
@@ -93,7 +93,7 @@ impl VmmDelegate for SimVmm {
             if state.left.remove(&(self.node.clone(), spec.export.iqn.clone())).is_none() {
                 log_in(state, spec, &initiator)?;
             }
-            let disk = Disk { iqn: spec.export.iqn.clone(), initiator, attached: false };
+            let disk = Disk { iqn: spec.export.iqn.clone(), initiator, attached: false, limits: Limits::default() };
             let machine = find(state, &self.node, &spec.machine)?;
             machine.disks.insert(spec.export.volume.clone(), disk);
             Ok(())
@@ -120,7 +120,7 @@ impl VmmDelegate for SimVmm {
             let machine = find(state, &self.node, &spec.machine)?;
             let disk = machine.disks.get_mut(&spec.volume).filter(|disk| disk.iqn == spec.iqn);
             let disk = disk.ok_or_else(|| DelegateError::retry(format!("not logged in to {}", spec.iqn)))?;
-            disk.attached = true;
+            (disk.attached, disk.limits) = (true, spec.limits);
             Ok(())
         };
         self.cloud.call("ensure_attached", attach).await
@@ -144,8 +144,12 @@ impl VmmDelegate for SimVmm {
 
     async fn ensure_grown(&self, _: Generation, spec: &DiskSpec, _: u64) -> Result<Growth> {
         let grow = |machine: Option<&mut Machine>| {
-            let disk = machine.and_then(|machine| machine.disks.get(&spec.volume));
-            Ok(if disk.is_some_and(|disk| disk.attached) { Growth::Online } else { Growth::AtNextAttach })
+            let disk = machine.and_then(|machine| machine.disks.get_mut(&spec.volume));
+            let Some(disk) = disk.filter(|disk| disk.attached && disk.iqn == spec.iqn) else {
+                return Ok(Growth::AtNextAttach);
+            };
+            disk.limits = spec.limits;
+            Ok(Growth::Online)
         };
         self.on_machine("ensure_grown_disk", &spec.machine, grow).await
     }

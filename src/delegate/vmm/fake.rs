@@ -23,6 +23,8 @@ pub(super) struct State {
     pub(super) nodes: Vec<Value>,
     /// What the target says that the unit behind them holds, in bytes.
     pub(super) unit_bytes: u64,
+    /// What its devices are held to.
+    pub(super) limits: Value,
     /// The commands it was given, those that only ask left out.
     pub(super) changes: Vec<String>,
     /// What happens when it is stopped the next time.
@@ -37,7 +39,8 @@ impl Monitor {
         let listener = UnixListener::bind(socket).unwrap();
         let (devices, nodes, changes) = (Vec::new(), Vec::new(), Vec::new());
         let uuid = uuid.to_owned();
-        let state = State { uuid, running: true, devices, nodes, unit_bytes: 0, changes, on_stop: None };
+        let limits = json!({});
+        let state = State { uuid, running: true, devices, nodes, unit_bytes: 0, limits, changes, on_stop: None };
         let state = Arc::new(Mutex::new(state));
         let serving = tokio::spawn(serve(listener, Arc::clone(&state)));
         Self { state, serving }
@@ -88,6 +91,8 @@ impl State {
             "query-named-block-nodes" => return Ok(self.nodes.clone().into()),
             "qom-list" => return Ok(self.devices.iter().map(|name| json!({"name": name})).collect()),
             "query-blockstats" => return Ok(self.devices.iter().map(|name| stats(name)).collect()),
+            "query-block" => return Ok(self.devices.iter().map(|name| block(name, &self.limits)).collect()),
+            "block_set_io_throttle" => self.limits = asked["arguments"].clone(),
             "block_resize" if asked["arguments"]["size"].as_u64() > Some(self.unit_bytes) => {
                 return Err(json!({"class": "GenericError", "desc": "Cannot grow iSCSI devices"}));
             }
@@ -112,9 +117,17 @@ impl State {
     }
 }
 
+fn path(device: &str) -> String {
+    format!("/machine/peripheral/{device}/virtio-backend")
+}
+
+fn block(device: &str, limits: &Value) -> Value {
+    json!({"qdev": path(device), "inserted": limits})
+}
+
 fn stats(device: &str) -> Value {
     json!({
-        "qdev": format!("/machine/peripheral/{device}/virtio-backend"),
+        "qdev": path(device),
         "stats": {"wr_operations": 1, "wr_bytes": 1, "unmap_operations": 0, "unmap_bytes": 0},
     })
 }

@@ -13,4 +13,5 @@ mod pause;
 pub mod qemu;
 pub mod qmp;
 mod seen;
+mod throttle;
 pub mod xen;

@@ -313,7 +313,7 @@ mod tests {
 
     use super::super::fake::Monitor;
     use super::*;
-    use crate::delegate::DiskSpec;
+    use crate::delegate::{DiskSpec, Limits};
 
     const UUID: &str = "00000000-0000-4000-8000-000000000001";
     const G: Generation = Generation(1);
@@ -327,7 +327,13 @@ mod tests {
         let volume = VolumeId::generate();
         monitor.state().devices.push(volume.serial());
         let machine = MachineRef { name: "vm-1".into(), uuid: UUID.into() };
-        let disk = DiskSpec { volume, iqn: "iqn.2026-01.t:v1".into(), machine, device: "/dev/sdf".into() };
+        let disk = DiskSpec {
+            volume,
+            iqn: "iqn.2026-01.t:v1".into(),
+            machine,
+            device: "/dev/sdf".into(),
+            limits: Limits::default(),
+        };
         (monitor, pauses, PauseSpec { disk, snapshot: SnapshotId::generate(), seconds: 1 })
     }
 

@@ -39,10 +39,11 @@ use super::machines::{self, Machines};
 use super::pause::Pauses;
 use super::qmp::{Qmp, QmpError};
 use super::seen::Seen;
+use super::throttle;
 use crate::config;
 use crate::delegate::{
-    ConnectSpec, DelegateError, Detach, DiskSpec, Generation, Growth, MachineRef, ObservedMachine, Pause, PauseSpec,
-    Portal, Result, VmmDelegate, VmmObservation, data_dir,
+    ConnectSpec, DelegateError, Detach, DiskSpec, Generation, Growth, Limits, MachineRef, ObservedMachine, Pause,
+    PauseSpec, Portal, Result, VmmDelegate, VmmObservation, data_dir,
 };
 
 /// The longest wait for a monitor's greeting, and for each command. A log-in over the network takes its time.
@@ -195,12 +196,12 @@ impl VmmDelegate for Qemu {
         let mut qmp = turn.connect(LIMIT).await.map_err(told)?;
         refuse_another(&mut qmp, &spec.machine).await?;
         let there = parts(&mut qmp, &names).await.map_err(told)?;
-        if there.session.as_ref().is_none_or(|s| s.iqn != spec.iqn) {
+        let Some(session) = there.session.as_ref().filter(|session| session.iqn == spec.iqn) else {
             return Err(DelegateError::retry(format!("machine {machine} is not connected to {}", spec.iqn)));
-        }
+        };
         if there.device {
             return if there.in_use() {
-                Ok(())
+                throttle::hold(&mut qmp, &names, spec, &session.portal).await
             } else {
                 Err(DelegateError::retry(format!(
                     "the guest of {machine} still holds the dead device of a forced detach: it must let go or restart"
@@ -219,10 +220,14 @@ impl VmmDelegate for Qemu {
         match qmp.execute("device_add", device).await {
             // A full PCI bus, or one that takes nothing while the machine runs.
             Err(e) if e.says("no slot") || e.says("does not support hotplugging") => {
-                Err(DelegateError::fatal(format!("machine {machine}: {e}")))
+                return Err(DelegateError::fatal(format!("machine {machine}: {e}")));
             }
-            done => done.map_err(told).map(drop),
+            done => done.map_err(told)?,
+        };
+        if spec.limits == Limits::default() {
+            return Ok(());
         }
+        throttle::hold(&mut qmp, &names, spec, &session.portal).await
     }
 
     async fn ensure_detached(&self, _: Generation, spec: &DiskSpec, force: bool) -> Result<Detach> {
@@ -261,7 +266,7 @@ impl VmmDelegate for Qemu {
     }
 
     /// QEMU asks the target for the unit's size only when it is told to resize the node. Then it refuses to go beyond what the
-    /// target says, so that nothing is made up.
+    /// target says, so that nothing is made up. A node that has not grown is held to its limits all the same.
     async fn ensure_grown(&self, _: Generation, spec: &DiskSpec, size_bytes: u64) -> Result<Growth> {
         let (names, machine) = (Names::of(&spec.volume), &spec.machine.name);
         let told = |e| error(machine, &e);
@@ -277,6 +282,9 @@ impl VmmDelegate for Qemu {
         let Some(session) = there.session.as_ref().filter(|session| session.iqn == spec.iqn) else {
             return Ok(Growth::AtNextAttach);
         };
+        if there.in_use() {
+            throttle::hold(&mut qmp, &names, spec, &session.portal).await?;
+        }
         if !there.shows(size_bytes) {
             portal_answers(&session.portal).await?;
             let under_guest = matches!(there.disk, Some(Under::Target(_)));
@@ -515,7 +523,7 @@ mod tests {
         let (iqn, device) = (export.iqn.clone(), "/dev/sdf".into());
         let connect =
             ConnectSpec { export, portal: Portal { address: "127.0.0.1:1".into() }, machine: machine.clone() };
-        let disk = DiskSpec { volume, iqn, machine, device };
+        let disk = DiskSpec { volume, iqn, machine, device, limits: Limits::default() };
         let g = Generation(1);
         assert_eq!(qemu.ensure_connected(g, &connect).await.unwrap_err().kind, ErrorKind::Fatal);
         assert_eq!(qemu.ensure_attached(g, &disk).await.unwrap_err().kind, ErrorKind::Fatal);
@@ -535,8 +543,8 @@ mod tests {
         let qemu = Qemu::start(&dir.path().join("data"), &settings(dir.path())).await.unwrap();
         let portal = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let machine = MachineRef { name: "vm-1".into(), uuid: uuid.into() };
-        let disk =
-            DiskSpec { volume: VolumeId::generate(), iqn: "iqn.2026-01.t:v1".into(), machine, device: "-".into() };
+        let (volume, iqn, limits) = (VolumeId::generate(), "iqn.2026-01.t:v1".into(), Limits::default());
+        let disk = DiskSpec { volume, iqn, machine, device: "-".into(), limits };
         let grown = async |disk: &DiskSpec, size| qemu.ensure_grown(Generation(1), disk, size).await.unwrap();
         assert_eq!(grown(&disk, 2048).await, Growth::AtNextAttach, "it is not connected");
 
@@ -552,6 +560,18 @@ mod tests {
         assert_eq!(grown(&disk, 2048).await, Growth::Online);
         monitor.state().changes.clear();
         assert_eq!(grown(&disk, 1024).await, Growth::Online, "it never shrinks");
+        assert_eq!(monitor.state().changes, ["qom-list"; 0]);
+        // A guest that has it is held to its limits, also to those that it has no more.
+        monitor.state().devices.push(disk.volume.serial());
+        let limits = Limits { iops: 3_000, bytes_per_second: 125 << 20 };
+        for (limits, iops, times) in [(limits, 3_000, 1), (limits, 3_000, 1), (Limits::default(), 0, 2)] {
+            assert_eq!(grown(&DiskSpec { limits, ..disk.clone() }, 2048).await, Growth::Online);
+            let state = monitor.state();
+            assert_eq!(state.limits["iops"], iops);
+            let set = state.changes.iter().filter(|command| *command == "block_set_io_throttle");
+            assert_eq!(set.count(), times, "set only when they are others");
+        }
+        monitor.state().changes.clear();
         let mut other = disk.clone();
         other.iqn.push('x');
         assert_eq!(grown(&other, 2048).await, Growth::AtNextAttach);

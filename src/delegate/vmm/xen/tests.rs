@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::delegate::vmm::open_iscsi::sysfs::Sysfs;
-use crate::delegate::{ErrorKind, ExportSpec, Portal, Secret};
+use crate::delegate::{ErrorKind, ExportSpec, Limits, Portal, Secret};
 use crate::ids::VolumeId;
 
 const UUID: &str = "11111111-2222-3333-4444-555555555555";
@@ -118,7 +118,7 @@ impl Lab {
         Self {
             xen: start(dir.path(), &socket).await,
             connect: ConnectSpec { export, portal: Portal { address: address.to_string() }, machine: machine.clone() },
-            disk: DiskSpec { volume, iqn, machine, device: "/dev/sdf".into() },
+            disk: DiskSpec { volume, iqn, machine, device: "/dev/sdf".into(), limits: Limits::default() },
             portal,
             dir,
         }
