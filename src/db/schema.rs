@@ -214,8 +214,8 @@ diesel::table! {
 diesel::joinable!(access_keys -> accounts (account_id));
 diesel::joinable!(attachments -> instances (instance_id));
 diesel::joinable!(attachments -> volumes (volume_id));
-diesel::joinable!(volume_modifications -> volumes (volume_id));
 diesel::joinable!(snapshot_permissions -> snapshots (snapshot_id));
+diesel::joinable!(volume_modifications -> volumes (volume_id));
 diesel::joinable!(workflow_events -> workflows (workflow_id));
 diesel::allow_tables_to_appear_in_same_query!(
     access_keys,

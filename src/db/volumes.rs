@@ -227,6 +227,19 @@ pub async fn set_copied_from(conn: &mut Conn, id: &VolumeId, source: &VolumeId) 
     Ok(())
 }
 
+/// Makes a copy that is being made as large as what it is made of, at least.
+pub async fn follow_source(conn: &mut Conn, id: &VolumeId, source: &VolumeId) -> Result<()> {
+    diesel::sql_query(
+        "UPDATE volumes v SET size_gib = s.size_gib FROM volumes s \
+         WHERE v.id = $1 AND s.id = $2 AND v.size_gib < s.size_gib",
+    )
+    .bind::<diesel::sql_types::Text, _>(id)
+    .bind::<diesel::sql_types::Text, _>(source)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
 /// Moves a volume from one of the states given; tells whether it was in one of them.
 pub async fn swap_state(conn: &mut Conn, id: &VolumeId, from: &[VolumeState], to: VolumeState) -> Result<bool> {
     let rows = diesel::update(volumes::table.find(id).filter(volumes::state.eq_any(from)))

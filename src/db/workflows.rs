@@ -134,8 +134,8 @@ pub async fn enqueue_if_idle(
 /// Claims up to `limit` workflows that are due and that no older one of the same volume holds up. Each gets a new
 /// generation.
 ///
-/// Snapshots, and copies of a volume, run beside each other and beside a detach: a guest that holds on to its disk for hours must not hold up the
-/// snapshots of it. A snapshot that is cut, and only being copied or undone, holds up nothing but the deletion of the volume.
+/// Snapshots, and copies of a volume, run beside each other and beside a detach: a guest that holds on to its disk for hours must
+/// not hold up the snapshots of it. A snapshot that is cut, and only being copied or undone, holds up nothing but the deletion of the volume.
 /// The deletion of a snapshot has nothing to do with the volume any more. A modification that had to wait once, for its node or
 /// for a snapshot that is being copied, is overtaken by attaches and detaches, and does not wait for a detach whose guest
 /// holds on: whoever comes first, the volume's next user sees what it has become. Everything else on one volume runs in the
@@ -155,8 +155,8 @@ pub async fn claim(conn: &mut Conn, owner: &str, lease_s: i64, limit: i64) -> Re
                 AND (SELECT true FROM workflows older \
                     WHERE older.volume_id = w.volume_id AND older.finished_at IS NULL AND older.id < w.id \
                     AND 'delete_snapshot' NOT IN (w.kind, older.kind) \
-                    AND NOT (older.kind IN ('create_snapshot', 'copy_volume') AND (older.step > 0 OR older.direction = 'backward') \
-                        AND w.kind <> 'delete_volume') \
+                    AND NOT (older.kind IN ('create_snapshot', 'copy_volume') \
+                        AND (older.step > 0 OR older.direction = 'backward') AND w.kind <> 'delete_volume') \
                     AND NOT (w.kind IN ('create_snapshot', 'create_snapshots', 'copy_volume', 'detach_volume') \
                         AND older.kind IN ('create_snapshot', 'create_snapshots', 'copy_volume', 'detach_volume')) \
                     AND NOT (older.attempts > 0 AND ((older.kind = 'modify_volume' \

@@ -166,7 +166,12 @@ async fn make(
             request_digest: digest.map(hex::encode),
             tags: request.tags.clone(),
         };
-        let made = admit_in(api, conn, account, &request.shape, new).await?;
+        let placed = new.node.clone();
+        let made = admit_in(api, conn, account, &request.shape, new).await;
+        if !matches!(made, Ok(Some(_))) {
+            api.placement.give_back(&placed, bytes(size_gib));
+        }
+        let made = made?;
         if made.is_some() {
             rows::set_copied_from(conn, &id, &source.id).await?;
             workflows::set_volume(conn, id.as_str(), &source.id).await?;

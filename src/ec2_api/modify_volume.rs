@@ -19,7 +19,7 @@ use super::query::Params;
 use super::resource_id::{self, Dialect};
 use super::volume_types::{self, Existing, Shape};
 use super::xml::time_text;
-use super::{Api, Call, volume_modifications};
+use super::{Api, Call, quotas, volume_modifications};
 
 /// The most modifications of a volume in 24 hours.
 const MOST_A_DAY: i64 = 4;
@@ -99,7 +99,9 @@ pub async fn modify(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
             let volume = held(conn, account, &id).await?;
             let shape = asked.check(&volume)?;
             check_time(conn, &id).await?;
-            let row = rows::begin(conn, &new(&volume, &shape)).await?;
+            let new = new(&volume, &shape);
+            quotas::take_growth(api, conn, &volume, &new).await?;
+            let row = rows::begin(conn, &new).await?;
             let row = row.ok_or_else(|| under_way(&id, ModificationState::Modifying))?;
             modify_volume::enqueue(conn, row.id, &id).await?;
             Ok::<_, ApiError>(row)

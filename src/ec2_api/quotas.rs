@@ -2,7 +2,9 @@
 //!
 //! AWS publishes the codes and not the texts. The numbers are [`crate::config::Quotas`], or the account's own.
 
+use crate::db::modifications::NewModification;
 use crate::db::quotas::{self, Counts, Full};
+use crate::db::volumes::Volume;
 use crate::db::{Conn, snapshots};
 use crate::ids::VolumeId;
 
@@ -40,6 +42,17 @@ pub async fn take_snapshots(api: &Api, conn: &mut Conn, account: &str, volumes: 
 /// will.
 pub async fn take(api: &Api, conn: &mut Conn, account: &str, wanted: Counts) -> ApiResult<()> {
     refuse(quotas::take(conn, account, (&api.quotas).into(), wanted).await?)
+}
+
+/// Takes what a volume will have more than it has, in the transaction that begins its modification.
+pub async fn take_growth(api: &Api, conn: &mut Conn, volume: &Volume, new: &NewModification) -> ApiResult<()> {
+    let before = of_volume(&volume.volume_type, volume.iops, volume.size_gib);
+    let after = of_volume(new.target_type, new.target_iops, new.target_size_gib);
+    let wanted = Counts { gib: after.gib - before.gib, iops: after.iops - before.iops, ..Counts::default() };
+    take(api, conn, &volume.account_id, wanted).await.map_err(|refusal| match refusal.code {
+        "VolumeLimitExceeded" => ApiError { code: "VolumeModificationSizeLimitExceeded", ..refusal },
+        _ => refusal,
+    })
 }
 
 fn refuse(full: Option<Full>) -> ApiResult<()> {

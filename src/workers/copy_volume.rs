@@ -69,6 +69,8 @@ impl Workflow for CopyVolume {
                 let report = if spec.cut {
                     create_snapshot::ask_again(run, &row.node, &spec).await?
                 } else {
+                    // The source may have grown since the copy was asked for.
+                    volumes::follow_source(&mut *run.conn().await?, &self.volume, &self.source).await?;
                     create_snapshot::cut(run, &row.node, &spec).await?
                 };
                 *self.report() = Some(report);
