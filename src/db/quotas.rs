@@ -126,15 +126,19 @@ pub async fn set_own(conn: &mut Conn, account_id: &str, most: Most) -> Result<()
     Ok(())
 }
 
-/// What an account has.
+/// What an account has; of a volume that is being modified, what it shall be.
 pub async fn used(conn: &mut Conn, account_id: &str) -> Result<Counts> {
     let statement: Statement<(BigInt, BigInt, BigInt, BigInt)> = Statement::new(
-        "SELECT count(*), coalesce(sum(size_gib), 0)::bigint, \
-         coalesce(sum(iops) FILTER (WHERE volume_type IN ('io1', 'io2')), 0)::bigint, \
+        "SELECT count(*), coalesce(sum(coalesce(target_size_gib, size_gib)), 0)::bigint, \
+         coalesce(sum(coalesce(target_iops, iops)) \
+            FILTER (WHERE coalesce(target_type, volume_type) IN ('io1', 'io2')), 0)::bigint, \
          (SELECT count(*) FROM snapshots WHERE account_id = ",
     )
     .text(account_id)
-    .sql(") FROM volumes WHERE state <> 'deleted' AND account_id = ")
+    .sql(
+        ") FROM volumes LEFT JOIN volume_modifications m ON m.volume_id = volumes.id AND m.state = 'modifying' \
+         WHERE volumes.state <> 'deleted' AND volumes.account_id = ",
+    )
     .text(account_id);
     let (volumes, gib, iops, snapshots) = statement.get_result(conn).await?;
     Ok(Counts { volumes, gib, iops, snapshots })

@@ -142,3 +142,23 @@ async fn whoever_asks_too_often_is_told_so_an_account_and_an_action_at_a_time() 
     cloud.client.ok("DescribeSnapshots", &[]).await;
     stranger.ok("DescribeVolumes", &[]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_volume_is_about_to_grow_by_is_taken_already() {
+    let cloud = Cloud::start_with("quotas = { gib = 10 }\nworkers = { concurrency = 0 }").await;
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let made = cloud.client.ok("CreateVolume", &[ZONE, ("Size", "2")]).await;
+        ids.push(made.text("volumeId"));
+    }
+    diesel_async::RunQueryDsl::execute(
+        diesel::sql_query("UPDATE volumes SET state = 'available'"),
+        &mut *cloud.pool.get().await.unwrap(),
+    )
+    .await
+    .unwrap();
+    cloud.client.ok("ModifyVolume", &[("VolumeId", &ids[0]), ("Size", "7")]).await;
+    let (code, _) = cloud.client.fails("ModifyVolume", &[("VolumeId", &ids[1]), ("Size", "4")]).await;
+    assert_eq!(code, "VolumeModificationSizeLimitExceeded");
+    cloud.client.ok("ModifyVolume", &[("VolumeId", &ids[1]), ("Size", "3")]).await;
+}
