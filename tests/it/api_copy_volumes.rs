@@ -152,3 +152,15 @@ async fn a_worker_that_dies_in_any_verb_of_a_copy_is_followed_by_another() {
         clear(&second, &source, &[&id]).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_asked_for_while_its_source_grows_is_of_the_grown_one() {
+    let cloud = Cloud::start().await;
+    let source = cloud.volume().await;
+    cloud.sim.push_fault(Fault::once("ensure_grown", FaultKind::Hang(Duration::from_millis(300))));
+    cloud.client.ok("ModifyVolume", &[("VolumeId", &source), ("Size", "2")]).await;
+    let id = copy(&cloud.client, &source, &[]).await;
+    cloud.volume_becomes(&id, "available").await;
+    assert_eq!(cloud.client.ok("DescribeVolumes", &[("VolumeId.1", &id)]).await.text("size"), "2");
+    clear(&cloud, &source, &[&id]).await;
+}
