@@ -237,3 +237,13 @@ def absent(root, paths):
 
 def local(element):
     return element.tag.rpartition("}")[2]
+
+
+def filters(action):
+    """The names of the filters that the model's text documents for an action."""
+    shape = service().operation_model(action).input_shape
+    documented = shape and shape.members.get("Filters")
+    if not documented:
+        return []
+    names = re.findall(r"<li> <p> <code>([^<]+)</code>", documented.documentation)
+    return ["tag:Name" if name.startswith("tag:") or name == "tag" else name.strip(" '") for name in names]

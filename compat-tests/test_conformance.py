@@ -186,6 +186,19 @@ def test_no_documented_parameter_is_passed_over(owner, supported, world):
     assert not faults, "\n".join(map(str, faults))
 
 
+def test_every_documented_filter_is_known(owner, supported):
+    count = 0
+    for action in supported:
+        for name in model.filters(action):
+            answer = call(owner, Action=action, **{"Filter.1.Name": name, "Filter.1.Value.1": "no such value"})
+            assert answer.status == 200, (action, name, answer)
+            count += 1
+        if model.filters(action):
+            answer = call(owner, Action=action, **{"Filter.1.Name": "colour", "Filter.1.Value.1": "blue"})
+            assert answer.error() == ("InvalidParameterValue", "The filter 'colour' is invalid"), (action, answer)
+    assert count > 200
+
+
 def test_a_parameter_that_ec2_does_not_have_is_unknown(owner, supported, world):
     for action in supported:
         for name in ("Colour", "VolumeId.1.Colour", "Filter.1.Colour", "TagSpecification.1.Colour"):
