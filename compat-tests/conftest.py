@@ -15,6 +15,7 @@ from boto.ec2.regioninfo import RegionInfo
 from botocore.config import Config
 
 from ledger import Ledger
+from model import check_answer
 from running import PROGRAM, TARGET, Dev, aws_environment, directory, until
 
 LEDGER = Ledger()
@@ -55,7 +56,7 @@ def stranger(vbs):
 
 
 def boto3_client(account, service="ec2", **config):
-    """An unmodified boto3 client; what it sends is noted on the way."""
+    """An unmodified boto3 client; what it sends is noted on the way, and what it gets is held to botocore's model."""
     settings = Config(**{"retries": {"total_max_attempts": 1}, "max_pool_connections": 50} | config)
     made = boto3.Session().client(
         service,
@@ -66,6 +67,7 @@ def boto3_client(account, service="ec2", **config):
         config=settings,
     )
     made.meta.events.register(f"before-call.{service}", lambda model, **_: LEDGER.sent("boto3", model.name))
+    made.meta.events.register(f"before-parse.{service}", check_answer)
     return made
 
 

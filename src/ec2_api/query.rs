@@ -224,11 +224,16 @@ impl Params {
         Ok(tags)
     }
 
-    /// Takes `BlockDeviceMapping.N`.
+    /// Takes `BlockDeviceMapping.N`. Its `VirtualName` and `NoDevice` are about disks that no machine here has.
     pub fn devices(&mut self) -> ApiResult<Vec<DeviceParam>> {
         let mut devices = Vec::new();
         for (_, fields) in self.indexed("BlockDeviceMapping") {
             let mut fields = Self(fields);
+            for name in ["VirtualName", "NoDevice"] {
+                if fields.text(name).is_some() {
+                    return Err(faults::unsupported(format!("BlockDeviceMapping.N.{name} is not supported here.")));
+                }
+            }
             devices.push(DeviceParam {
                 device: fields.text("DeviceName"),
                 volume: fields.text("Ebs.VolumeId"),
