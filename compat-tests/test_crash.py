@@ -141,7 +141,7 @@ def test_all_that_was_answered_comes_true_after_a_crash(power):
             dev = Dev(data, "--sim")
         with dev:
             ec2 = client_of(dev)
-            until("everything to settle", lambda: set(states(ec2).values()) <= SETTLED, 60)
+            until("everything to settle", lambda: set(states(ec2).values()) <= SETTLED, 120)
             found = states(ec2)
             known = {}
             for life in lives:

@@ -5,6 +5,7 @@ the nodes is asked of the nodes themselves.
 """
 
 import json
+import os
 import secrets
 import subprocess
 import tempfile
@@ -34,6 +35,10 @@ TARGETS = {
     "tgt": {"tgt": {"socket_dir": "/run/vbs/tgt", "control_port": 0, "portal": bare.TGT}},
     "iet": {"iet": {"portal": "192.168.77.4:3260"}},
 }
+# What is walked from end to end: a layout of volumes and a target.
+CHAINS = ["thin-lio", "thin-tgt", "thick-tgt"]
+if os.environ.get("VBS_LAB_IET"):
+    CHAINS += ["thick-iet", "thin-iet"]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,271 @@
+"""Delegates that are killed, nodes that lose their power, a target that is started anew: afterwards what vbs says is so.
+
+An attached volume is attached, with its bytes; work that was half done is done or undone; what is deleted is gone.
+"""
+
+import contextlib
+
+import pytest
+
+from cloud import PATIENCE, ZONE, Cloud, on_xen
+from machine import wait_for
+from pair import PLACES, numbers, one_instant
+
+# Takes the place of a program that the delegate runs. When it is called with such words, once, it kills its caller, and then
+# does what it was called for: what a delegate has begun goes on without it.
+IN_PLACE = """#!/bin/sh
+case " $* " in *" {word} "*) rm /usr/local/sbin/{program}; kill -9 $PPID ;; esac
+exec {real} "$@"
+"""
+# Kills the delegate with these settings as soon as something with a name of this pattern is there, or is there no more.
+KILLER = """
+import glob, os, signal, sys, time
+settings, kind, pattern = sys.argv[1:]
+end = time.monotonic() + 300
+while bool(glob.glob(pattern)) != (kind == "exists"):
+    assert time.monotonic() < end
+    time.sleep(0.005)
+for process in filter(str.isdigit, os.listdir("/proc")):
+    try:
+        with open(f"/proc/{process}/cmdline") as line:
+            argv = line.read().split("\\0")
+    except OSError:
+        continue
+    if argv[0] == "vbs" and settings in argv:
+        os.kill(int(process), signal.SIGKILL)
+"""
+
+
+def arm(delegate, kind, *words):
+    """Makes a moment deadly for a delegate: that it runs a program with this argument, or what `KILLER` waits for."""
+    machine = delegate.machine
+    if kind == "runs":
+        program, word = words
+        real = machine.run("which", program).out.strip()
+        script = IN_PLACE.format(program=program, word=word, real=real)
+        machine.sh(f"cat > /usr/local/sbin/{program}.new; chmod 755 /usr/local/sbin/{program}.new; "
+                   f"mv /usr/local/sbin/{program}.new /usr/local/sbin/{program}", stdin=script.encode())
+    else:
+        machine.start("python3", "-c", KILLER, f"{delegate.data_dir}.toml", kind, *words, log="/tmp/killer.log")
+
+
+@contextlib.contextmanager
+def killed(*moments):
+    """Kills delegates at moments of what is asked for meanwhile, one after another, and starts each again."""
+    for moment in moments:
+        arm(*moment)
+    yield
+    for delegate, *moment in moments:
+        wait_for(f"{delegate.role} to be killed when {moment}", lambda d=delegate: not d.runs(), PATIENCE, 0.2)
+        delegate.machine.run("rm", "-f", delegate.log)
+        delegate.start()
+
+
+@pytest.fixture(scope="module")
+def cloud(lab, request):
+    with Cloud(lab, *request.param.split("-")) as made:
+        yield made
+
+
+on = pytest.mark.parametrize
+thin_lio = on("cloud", ["thin-lio"], indirect=True)
+thick_tgt = on("cloud", ["thick-tgt"], indirect=True)
+
+
+def told(cloud, volume):
+    """What the AWS CLI is told of a volume: its state, and the state and the device of each attachment."""
+    (shown,) = cloud.aws("describe-volumes", "--volume-ids", volume)["Volumes"]
+    return shown["State"], *((a["State"], a["Device"]) for a in shown["Attachments"])
+
+
+ATTACHED = ("in-use", ("attached", "/dev/sdf"))
+
+
+def set_patience(xen, seconds):
+    """How long the I/O of disks that are logged in to waits for a storage node that is away."""
+    xen.sh(f"for session in /sys/class/iscsi_session/*/recovery_tmo; do echo {seconds} > $session; done")
+
+
+def count_on(guest, device="xvdf", more=5, seconds=240):
+    """Waits until more numbers have been answered as written than when it was called, and returns how far it is."""
+    begun = guest.counted(device).last
+    wait_for("the count to go on", lambda: guest.counted(device).last >= begun + more, seconds, 0.3)
+    return guest.counted(device)
+
+
+@thick_tgt
+def test_a_tgtd_that_is_started_anew_gets_its_exports_back_and_a_killed_copy_of_a_snapshot_is_made_anew(
+    lab, cloud, storage
+):
+    guest = lab.guest("new")
+    volume = cloud.create_volume(1)
+    cloud.attach(volume, "new")
+    written = guest.fill("xvdf", seed=6, mib=64)
+
+    # The first time before it is cut or just then, the second while it is copied.
+    with killed((cloud.storage, "runs", "lvcreate", "-s"), (cloud.storage, "exists", "/dev/vbs/snap-*[!w]")):
+        snapshot = cloud.aws("create-snapshot", "--volume-id", volume)["SnapshotId"]
+        wait_for("the first kill", lambda: not cloud.storage.runs(), 120)
+        (shown,) = cloud.aws("describe-snapshots", "--snapshot-ids", snapshot)["Snapshots"]
+        assert shown["State"] == "pending"
+    assert guest.checksum("xvdf", mib=64) == written
+
+    guest.count("xvdf")
+    # What was written before is all over the disk.
+    count_on(guest, more=PLACES)
+    storage.sh("kill -9 $(pidof tgtd)")
+    wait_for("tgtd to end", lambda: storage.run("pidof", "tgtd", check=False).status != 0, 30)
+    storage.run("/lab/start-tgtd")
+    known = count_on(guest)
+    assert known.failed == 0
+    assert told(cloud, volume) == ATTACHED
+    guest.stop_counting("xvdf")
+    last = guest.counted("xvdf").last
+    cloud.detach(volume)
+    on_disk = numbers(storage, f"/dev/vbs/{volume}")
+    assert max(on_disk) == last
+    assert one_instant(on_disk)
+
+    cloud.wait_for(snapshot, lambda: cloud.snapshot_state(snapshot), "completed")
+    cloud.delete_volume(volume)
+    second = cloud.create_volume(snapshot=snapshot)
+    cloud.attach(second, "new")
+    assert guest.checksum("xvdf", mib=64) == written
+    cloud.detach(second)
+    cloud.delete_volume(second)
+    cloud.delete_snapshot(snapshot)
+    cloud.assert_nothing_left()
+
+
+@thin_lio
+def test_delegates_killed_in_the_middle_of_each_step_of_the_walk_lose_and_leave_nothing(lab, cloud):
+    guest, storage, xen = lab.guest("new"), cloud.storage, cloud.xen
+    targets = "/sys/kernel/config/target"
+
+    with killed((storage, "runs", "lvcreate", "-y")):
+        volume = cloud.aws("create-volume", "--availability-zone", ZONE, "--size", 1)["VolumeId"]
+    cloud.wait_for(volume, lambda: cloud.volume_state(volume), "available")
+
+    with killed(
+        (storage, "exists", f"{targets}/core/*/*{volume}*"),
+        (xen, "runs", "iscsiadm", "--login"),
+        (xen, "runs", "xl", "block-attach"),
+    ):
+        cloud.ask_to_attach(volume, "new")
+    cloud.wait_for(volume, lambda: cloud.attachment_state(volume), "attached")
+    assert told(cloud, volume) == ATTACHED
+    assert guest.disks() == {"xvdf": 1 << 30}
+    written = guest.fill("xvdf", seed=3, mib=8)
+
+    with killed((storage, "runs", "lvcreate", "-s")):
+        snapshot = cloud.aws("create-snapshot", "--volume-id", volume)["SnapshotId"]
+    cloud.wait_for(snapshot, lambda: cloud.snapshot_state(snapshot), "completed")
+    assert told(cloud, volume) == ATTACHED
+    assert guest.checksum("xvdf", mib=8) == written
+
+    with killed(
+        (xen, "runs", "xl", "block-detach"),
+        (xen, "runs", "iscsiadm", "--logout"),
+        (storage, "gone", f"{targets}/iscsi/*{volume[4:]}*/tpgt_1/acls/*"),
+    ):
+        cloud.aws("detach-volume", "--volume-id", volume)
+    cloud.wait_for(volume, lambda: cloud.volume_state(volume), "available")
+    assert told(cloud, volume) == ("available",)
+    assert guest.disks() == {}
+
+    with killed((storage, "runs", "lvremove", "-y")):
+        cloud.aws("delete-volume", "--volume-id", volume)
+    cloud.wait_for(volume, lambda: cloud.volume_state(volume), "gone")
+
+    with killed((storage, "runs", "lvcreate", "-y")):
+        second = cloud.aws("create-volume", "--availability-zone", ZONE, "--snapshot-id", snapshot)["VolumeId"]
+    cloud.wait_for(second, lambda: cloud.volume_state(second), "available")
+    cloud.attach(second, "new")
+    assert guest.checksum("xvdf", mib=8) == written
+    cloud.detach(second)
+
+    with killed((storage, "runs", "lvremove", "-y")):
+        cloud.aws("delete-snapshot", "--snapshot-id", snapshot)
+    cloud.wait_for(snapshot, lambda: cloud.snapshot_state(snapshot), "gone")
+    cloud.delete_volume(second)
+    cloud.assert_nothing_left()
+
+
+@thin_lio
+def test_a_guests_writes_go_on_when_the_storage_node_is_back_from_a_power_cut(lab, cloud, storage, xen):
+    guest = lab.guest("new")
+    volume = cloud.create_volume(1)
+    cloud.attach(volume, "new")
+    # Long enough for an emulated machine to come up.
+    set_patience(xen, 600)
+    guest.count("xvdf")
+    known = count_on(guest)
+
+    cloud.power_cycle(storage)
+    after = count_on(guest)
+    assert after.failed == 0
+    assert told(cloud, volume) == ATTACHED
+    guest.stop_counting("xvdf")
+    last = guest.counted("xvdf").last
+    cloud.detach(volume)
+    on_disk = numbers(storage, f"/dev/vbs/{volume}")
+    assert known.last < last == max(on_disk)
+    assert one_instant(on_disk)
+    cloud.delete_volume(volume)
+    cloud.assert_nothing_left()
+
+
+@thin_lio
+def test_guests_get_their_disks_back_after_a_power_cut_of_the_xen_node(lab, cloud, xen):
+    guest = lab.guest("new")
+    volume = cloud.create_volume(1)
+    cloud.attach(volume, "new")
+    written = guest.fill("xvdf", seed=5, mib=8)
+
+    cloud.power_cycle(xen)
+    wait_for("the disk to be given back", lambda: guest.disks() == {"xvdf": 1 << 30}, 240, 0.5)
+    assert guest.checksum("xvdf", mib=8) == written
+    assert told(cloud, volume) == ATTACHED
+    cloud.detach(volume)
+    cloud.delete_volume(volume)
+    cloud.assert_nothing_left()
+
+
+@thin_lio
+def test_a_write_under_way_when_a_detach_is_forced_from_a_node_that_is_away_never_arrives_later(lab, cloud, storage, xen):
+    """Last in this file: the guest keeps a dead disk. The two nodes lose sight of each other, so that a write waits in the
+    one's kernel for the way to the other."""
+    new, old = lab.guest("new"), lab.guest("old")
+    volume = cloud.create_volume(1)
+    cloud.attach(volume, "old", "/dev/sdh")
+    set_patience(xen, 10)
+    old.count("xvdh")
+    count_on(old, "xvdh")
+
+    link = storage.sh("ip -o address show to 192.168.77.1 | cut -d' ' -f2").strip()
+    storage.run("ip", "link", "set", link, "down")
+    wait_for("a write to hang", lambda: xen.sh("cat /sys/block/sd*/inflight").split() != ["0", "0"], 30)
+    cloud.aws("detach-volume", "--volume-id", volume, "--force")
+    wait_for("the disk to be taken", lambda: not on_xen(xen)["vbds"], 240, 0.5)
+    storage.run("ip", "link", "set", link, "up")
+    cloud.wait_for(volume, lambda: cloud.volume_state(volume), "available")
+    known = old.counted("xvdh")
+
+    snapshot = cloud.snapshot(volume)
+    cloud.attach(volume, "new")
+    first = new.checksum("xvdf", mib=64)
+    on_disk = numbers(storage, f"/dev/vbs/{volume}")
+    assert known.last <= max(on_disk) <= known.last + 1
+    # The guest still waits for its dead disk, or is answered with errors; none of what it has to write is on the volume or in
+    # the snapshot.
+    second = cloud.create_volume(snapshot=snapshot)
+    assert new.checksum("xvdf", mib=64) == first
+    assert numbers(storage, f"/dev/vbs/{volume}") == on_disk
+    assert numbers(storage, f"/dev/vbs/{second}") == on_disk
+    assert old.counted("xvdh").last == known.last
+    cloud.detach(volume)
+    for made in (volume, second):
+        cloud.delete_volume(made)
+    cloud.delete_snapshot(snapshot)
+    left = cloud.leftovers()
+    assert not left.keys() - {"disks of old"}, left
