@@ -214,5 +214,4 @@ def test_a_write_under_way_when_a_detach_is_forced_from_a_node_that_is_away_neve
     for made in (volume, second):
         cloud.delete_volume(made)
     cloud.delete_snapshot(snapshot)
-    left = cloud.leftovers()
-    assert not left.keys() - {"disks of old"}, left
+    cloud.assert_nothing_left("disks of old")

@@ -78,5 +78,4 @@ def test_force_takes_the_disk_from_a_guest_that_refuses_and_no_later_write_of_it
     assert old.counted("xvdh").last == known
     cloud.detach(volume)
     cloud.delete_volume(volume)
-    left = cloud.leftovers()
-    assert not left.keys() - {"disks of old"}, left
+    cloud.assert_nothing_left("disks of old")
