@@ -9,9 +9,11 @@ use hyper::{Method, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::wire::{self, Call, DetachSpec, GrowSpec};
+use super::reading::{self, Granted, Question};
+use super::wire::{self, Call, DetachSpec, GrowSpec, RestoreCall};
 use super::{DelegateError, Result, VmmDelegate, VolumeDelegate};
 use crate::config::{ConfigError, SecretSource};
+use crate::ids::SnapshotId;
 use crate::server::{Handler, Refusal, Request, Response};
 use crate::sigv4;
 
@@ -40,6 +42,11 @@ impl StorageService {
             "ensure_volume" => {
                 let call: Call<_> = read(body)?;
                 written(node.ensure_volume(call.generation, &call.spec).await)
+            }
+            "ensure_restored" => {
+                let call: Call<RestoreCall> = read(body)?;
+                let source = Arc::new(Granted::new(&call.spec.from)?);
+                written(node.ensure_restored(call.generation, &call.spec.restore, source).await)
             }
             "ensure_no_volume" => {
                 let call: Call<_> = read(body)?;
@@ -71,6 +78,20 @@ impl StorageService {
             }
             "observe" => written(node.observe().await),
             _ => Err(unknown(verb)),
+        }
+    }
+}
+
+impl StorageService {
+    /// Answers another node that reads a snapshot, by a grant.
+    async fn read(&self, snapshot: &str, request: &Request) -> Response {
+        let question = Question::of(&request.headers).filter(|_| request.method == Method::GET);
+        let (Ok(snapshot), Some(question)) = (SnapshotId::parse(snapshot), question) else {
+            return refused(StatusCode::BAD_REQUEST, "there is no such question");
+        };
+        match reading::answer(&*self.delegate, &snapshot, question).await {
+            Ok(body) => Response::new(StatusCode::OK, "application/octet-stream", body),
+            Err(error) => error_response(wire::status(&error), &error),
         }
     }
 }
@@ -124,6 +145,12 @@ impl VmmService {
 
 impl Handler for StorageService {
     async fn handle(&self, request: Request) -> Response {
+        if let Some(snapshot) = request.path().strip_prefix(reading::PATH) {
+            return match self.door.check(&request) {
+                Ok(()) => self.read(snapshot, &request).await,
+                Err(error) => refused(StatusCode::FORBIDDEN, &error.to_string()),
+            };
+        }
         match self.door.verb(&request) {
             Ok(verb) => respond(self.answer(verb, &request.body).await),
             Err((status, why)) => refused(status, &why),
