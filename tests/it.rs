@@ -32,6 +32,8 @@ mod dev;
 mod docs;
 #[path = "it/layers.rs"]
 mod layers;
+#[path = "it/node_to_node.rs"]
+mod node_to_node;
 #[path = "it/nodes.rs"]
 mod nodes;
 #[path = "it/repairs.rs"]
@@ -52,3 +54,5 @@ mod targets;
 mod vmm_qemu;
 #[path = "it/workflows.rs"]
 mod workflows;
+#[path = "it/zones.rs"]
+mod zones;

@@ -140,7 +140,7 @@ async fn ask(peer: &Peer, query: &Secret, snapshot: &SnapshotId, question: Quest
         return Ok(answer);
     }
     let answer = &answer[..answer.len().min(MOST_HEAD)];
-    Err(serde_json::from_slice(answer).map_or_else(|_| lost(peer, status), |error: DelegateError| error))
+    Err(serde_json::from_slice(answer).unwrap_or_else(|_| lost(peer, status)))
 }
 
 fn parsed<T: DeserializeOwned>(peer: &Peer, text: &[u8]) -> Result<T> {

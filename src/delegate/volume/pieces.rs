@@ -54,7 +54,7 @@ impl Buffer {
 
 /// Whether all of it is zeros. By slices and not byte by byte, for builds that are not optimized.
 pub fn is_zeros(bytes: &[u8]) -> bool {
-    const ZEROS: [u8; GRAIN] = [0; GRAIN];
+    static ZEROS: [u8; GRAIN] = [0; GRAIN];
     bytes.chunks(GRAIN).all(|grain| *grain == ZEROS[..grain.len()])
 }
 

@@ -8,7 +8,7 @@
 
 mod state;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod write;
 
 use std::collections::HashMap;
@@ -53,6 +53,7 @@ pub struct Restores {
     driver: Arc<dyn VolumeDriver>,
     running: Mutex<HashMap<VolumeId, Running>>,
     places: Arc<Semaphore>,
+    patience: Duration,
     stop: CancellationToken,
     _stop: DropGuard,
 }
@@ -94,7 +95,7 @@ impl Restores {
     pub fn new(driver: Arc<dyn VolumeDriver>, stop: &CancellationToken) -> Self {
         let stop = stop.child_token();
         let (running, places, guard) = (Mutex::default(), Arc::new(Semaphore::new(AT_ONCE)), stop.clone().drop_guard());
-        Self { driver, running, places, stop, _stop: guard }
+        Self { driver, running, places, patience: PATIENCE, stop, _stop: guard }
     }
 
     /// See [`crate::delegate::VolumeDelegate::ensure_restored`].
@@ -103,7 +104,7 @@ impl Restores {
         let (mut progress, told) = self.at_work(spec, source)?;
         let _ = tokio::time::timeout(SOON, progress.wait_for(|now| now.ended.is_some())).await;
         let moves = |now: &Progress| now.ended.is_some() || now.waits || now.done > told.max(now.base);
-        let now = match tokio::time::timeout(PATIENCE, progress.wait_for(moves)).await {
+        let now = match tokio::time::timeout(self.patience, progress.wait_for(moves)).await {
             Ok(Ok(now)) => now.clone(),
             Ok(Err(_)) => {
                 self.running().remove(volume);
