@@ -24,8 +24,8 @@ pub async fn rotate(conn: &mut Conn, sealer: &Sealer) -> db::Result<Rotated> {
             match sealer.renew(&secret.sealed, &secret.owner.row_id()) {
                 Ok(None) => {}
                 // One that is another by now was sealed by a gateway, under the key which that gateway has.
-                Ok(Some(sealed)) => {
-                    done.renewed += usize::from(sealed_secrets::replace(conn, &secret, &sealed).await?);
+                Ok(Some(anew)) => {
+                    done.renewed += usize::from(sealed_secrets::replace(conn, &secret, &anew).await?);
                 }
                 Err(error) => done.unopened.push((secret.owner, error)),
             }
