@@ -5,6 +5,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use vbs::cli;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The Virtual Block Store: an EC2-compatible Elastic Block Store for machines you own.
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
@@ -31,6 +34,9 @@ enum Command {
     /// Access keys: who signs requests
     #[command(subcommand)]
     AccessKey(cli::access_key::AccessKey),
+    /// Master keys: what secrets are encrypted under
+    #[command(subcommand)]
+    MasterKey(cli::master_key::MasterKey),
     /// Instances: the machines that hypervisor nodes report
     #[command(subcommand)]
     Instance(cli::instance::Instance),
@@ -59,6 +65,7 @@ async fn main() -> ExitCode {
         Command::Migrate(file) => cli::migrate(file).await,
         Command::Account(command) => command.run().await,
         Command::AccessKey(command) => command.run().await,
+        Command::MasterKey(command) => command.run().await,
         Command::Instance(command) => command.run().await,
         Command::Node(command) => command.run().await,
         Command::Workflow(command) => command.run().await,

@@ -32,6 +32,8 @@ mod dev;
 mod docs;
 #[path = "it/layers.rs"]
 mod layers;
+#[path = "it/master_key.rs"]
+mod master_key;
 #[path = "it/node_to_node.rs"]
 mod node_to_node;
 #[path = "it/nodes.rs"]
