@@ -1,4 +1,5 @@
-"""A snapshot restored in another zone: a gateway and two volume delegates that are processes of their own, with real files."""
+"""A snapshot restored in another zone: on a gateway and two volume delegates that are processes of their own, with real files, and
+on the simulation."""
 
 import random
 import secrets
@@ -134,3 +135,18 @@ def test_a_node_that_is_killed_comes_back_and_the_volume_is_made(world, written)
 def test_no_log_has_the_leave_to_read(world, written):
     for process in world.processes.values():
         assert "X-Amz-" not in process.log.read_text(errors="replace")
+
+
+def test_the_simulation_restores_in_each_of_its_zones():
+    with directory() as place, Dev(place / "data", "--sim", "--instances", "0") as dev:
+        ec2 = boto3_client(Account(dev.endpoint, dev.env["AWS_ACCESS_KEY_ID"], dev.env["AWS_SECRET_ACCESS_KEY"]))
+        zones = [zone["ZoneName"] for zone in ec2.describe_availability_zones()["AvailabilityZones"]]
+        assert len(zones) == 3
+        volume = ec2.create_volume(AvailabilityZone=zones[0], Size=1)["VolumeId"]
+        wait(ec2, "volume_available", VolumeIds=[volume])
+        snapshot = ec2.create_snapshot(VolumeId=volume)["SnapshotId"]
+        wait(ec2, "snapshot_completed", SnapshotIds=[snapshot])
+        made = [ec2.create_volume(AvailabilityZone=zone, SnapshotId=snapshot)["VolumeId"] for zone in zones]
+        wait(ec2, "volume_available", VolumeIds=made)
+        seen = ec2.describe_volumes(VolumeIds=made)["Volumes"]
+        assert sorted(volume["AvailabilityZone"] for volume in seen) == zones

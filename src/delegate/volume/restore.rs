@@ -43,8 +43,8 @@ const TRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(200);
 /// Pieces that have come and are not written yet.
 const AHEAD: usize = 2;
-/// The bytes that come between two looks whether there is room for more.
-const LOOK_AFTER: u64 = 256 << 20;
+/// The bytes that come between two looks whether there is room for more: fewer than what is always left free.
+const LOOK_AFTER: u64 = 32 << 20;
 /// How often it is written down how much is compared.
 const NOTE_EVERY: Duration = Duration::from_secs(2);
 
