@@ -176,7 +176,7 @@ async fn a_volume_of_another_nodes_snapshot_is_made_whatever_command_of_it_fails
             while life_of_a_restore(layout.clone(), at, fault).await {
                 at += 1;
             }
-            assert!(at > 3, "the fault struck {at} times");
+            assert!(at >= 3, "the fault struck {at} times");
         }
     }
 }
