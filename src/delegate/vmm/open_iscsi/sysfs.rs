@@ -147,6 +147,12 @@ impl Sysfs {
         })
     }
 
+    /// The kernel's handle of the transport that the sessions of the node's default interface are of; none while there is none.
+    pub(crate) async fn tcp_transport(&self) -> Result<Option<u64>> {
+        let path = self.sys.join("class/iscsi_transport/tcp/handle");
+        Ok(blocking(move || text(&path)).await?.and_then(|handle| handle.parse().ok()))
+    }
+
     fn read_backends(&self) -> Vec<Backend> {
         let bus = self.sys.join("bus/xen-backend/devices");
         let backend = |name: &String| {
