@@ -371,7 +371,7 @@ async fn iet_puts_back_what_an_ietd_that_died_took_along() {
     driver.ensure_exported(spec, &volume.path()).await.unwrap();
     let before = ietd.state().targets[0].clone();
     assert_eq!((before.name.as_str(), before.units[0].lun), (spec.iqn.as_str(), 1));
-    assert!(spec.volume.serial().ends_with(&before.units[0].serial) && before.units[0].serial.len() == 16);
+    assert!(spec.volume.serial().ends_with(&before.units[0].serial) && before.units[0].serial.len() == 15);
     assert_eq!(volume.seen(&driver).await.len(), 1, "what was made by hand is not ours");
     ietd.crash(false);
     assert_eq!(driver.ensure_exported(spec, &volume.path()).await.unwrap_err().kind, ErrorKind::Retry);

@@ -13,7 +13,8 @@
 //!   target is ended: at no moment is one open without CHAP or to another initiator.
 //! - The volume is unit 1, as with the other drivers. There is no unit 0; Linux scans for units all the same, since IET
 //!   answers the question for them without one.
-//! - A unit's serial number has room for 16 bytes, a volume's is up to 20: it has the last 16, which are the ones that differ.
+//! - A unit's serial number has room for 16 bytes, and IET looks for an end in them that 16 would not leave: a kernel that checks
+//!   lengths stops at the first question for it. A volume's is up to 20: it has the last 15, which are the ones that differ.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileTypeExt;
@@ -35,8 +36,8 @@ use crate::ids::VolumeId;
 /// The unit that is the volume.
 const DISK: u32 = 1;
 
-/// The bytes there are for a serial number (`SCSI_SN_LEN` of IET).
-const SERIAL: usize = 16;
+/// The bytes there are for a serial number: `SCSI_SN_LEN` of IET, and one for its end.
+const SERIAL: usize = 15;
 
 /// How long an un-export waits for a session to end: a log-out returns before the target has noticed.
 const SESSION_END: Duration = Duration::from_secs(2);
