@@ -41,6 +41,7 @@ pub fn export(volume: &VolumeId, initiator_iqn: &str, attempt: u32) -> ExportSpe
         chap_user: format!("{volume}-{attempt}"),
         chap_secret: Secret(format!("secret-of-attempt-{attempt}")),
         initiator_iqn: initiator_iqn.into(),
+        beside: Vec::new(),
     }
 }
 
@@ -157,7 +158,7 @@ async fn a_volume_has_one_export_and_stays_while_it_has(storage: &dyn VolumeDele
     }
     assert_eq!(kind(storage.ensure_no_volume(NOW, &volume).await), ErrorKind::Retry);
     for _ in 0..2 {
-        storage.ensure_not_exported(NOW, &volume).await.unwrap();
+        storage.ensure_not_exported(NOW, &volume, &[]).await.unwrap();
     }
     assert!(storage.observe().await.unwrap().exports.iter().all(|export| export.volume != volume));
     storage.ensure_no_volume(NOW, &volume).await.unwrap();
@@ -281,7 +282,7 @@ pub async fn vmm_contract(storage: &dyn VolumeDelegate, vmm: &dyn VmmDelegate, m
     }
     let seen = |attached| ObservedDisk { volume: volume.clone(), iqn: export.iqn.clone(), attached };
     assert_eq!(disks(vmm, machine).await, [seen(false)]);
-    assert_eq!(kind(storage.ensure_not_exported(NOW, &volume).await), ErrorKind::Retry, "a session is there");
+    assert_eq!(kind(storage.ensure_not_exported(NOW, &volume, &[]).await), ErrorKind::Retry, "a session is there");
     for _ in 0..2 {
         vmm.ensure_attached(NOW, &disk).await.unwrap();
     }
@@ -308,7 +309,7 @@ pub async fn vmm_contract(storage: &dyn VolumeDelegate, vmm: &dyn VmmDelegate, m
         vmm.ensure_disconnected(NOW, &disk).await.unwrap();
     }
     assert!(disks(vmm, machine).await.is_empty());
-    storage.ensure_not_exported(NOW, &volume).await.unwrap();
+    storage.ensure_not_exported(NOW, &volume, &[]).await.unwrap();
     storage.ensure_no_volume(NOW, &volume).await.unwrap();
 }
 

@@ -167,7 +167,7 @@ async fn an_export_is_not_ended_under_a_session() {
     let portal = node.storage.ensure_exported(NOW, &spec).await.unwrap();
     let session = LoggedIn::start(&node, &portal, &spec).await;
     for refused in [
-        node.storage.ensure_not_exported(NOW, &volume).await.unwrap_err(),
+        node.storage.ensure_not_exported(NOW, &volume, &[]).await.unwrap_err(),
         node.storage.ensure_exported(NOW, &export(&volume, HOST, 2)).await.unwrap_err(),
         node.storage.ensure_no_volume(NOW, &volume).await.unwrap_err(),
     ] {
@@ -176,7 +176,7 @@ async fn an_export_is_not_ended_under_a_session() {
     node.storage.ensure_exported(NOW, &spec).await.unwrap();
     assert_eq!(node.sessions(&volume).await, [HOST]);
     session.log_out();
-    node.storage.ensure_not_exported(NOW, &volume).await.unwrap();
+    node.storage.ensure_not_exported(NOW, &volume, &[]).await.unwrap();
     assert!(!node.tgtd.tgtadm(&["--mode", "account", "--op", "show"]).contains(&spec.chap_user));
 }
 

@@ -116,13 +116,13 @@ async fn lio_is_put_right_after_a_death_at_any_step() {
         kernel.log_out(&spec.iqn, HOST);
 
         kernel.dies_after(Some(step));
-        let undone = driver.ensure_not_exported(&spec.volume).await.is_ok();
+        let undone = driver.ensure_not_exported(&spec.volume, &[]).await.is_ok();
         kernel.dies_after(None);
         assert_eq!(log_in(&kernel, spec), step == 0, "the door is closed first");
         kernel.log_out(&spec.iqn, HOST);
         let seen = volume.seen(&driver).await;
         assert_eq!(seen.is_empty(), left(&kernel, spec).is_empty(), "step {step}: {seen:?}");
-        driver.ensure_not_exported(&spec.volume).await.unwrap();
+        driver.ensure_not_exported(&spec.volume, &[]).await.unwrap();
         assert_eq!(kernel.made(), ["iscsi"], "step {step}");
         if done && undone {
             return;
@@ -193,7 +193,7 @@ async fn lio_ends_nothing_while_anybody_is_logged_in_by_whatever_door() {
         kernel.shows(file, taken);
         let before = kernel.made();
         for refused in [
-            driver.ensure_not_exported(&spec.volume).await.unwrap_err(),
+            driver.ensure_not_exported(&spec.volume, &[]).await.unwrap_err(),
             driver.ensure_exported(&export(&spec.volume, HOST, 2), &volume.path()).await.unwrap_err(),
         ] {
             assert_eq!(refused.kind, ErrorKind::Retry, "{refused}");
@@ -201,7 +201,7 @@ async fn lio_ends_nothing_while_anybody_is_logged_in_by_whatever_door() {
         assert_eq!((kernel.made(), volume.seen(&driver).await[0].sessions.len()), (before, 1), "{file}");
         kernel.shows(file, free);
     }
-    driver.ensure_not_exported(&spec.volume).await.unwrap();
+    driver.ensure_not_exported(&spec.volume, &[]).await.unwrap();
 }
 
 #[tokio::test]
@@ -215,7 +215,7 @@ async fn lio_leaves_alone_what_is_not_ours_and_makes_again_what_a_restart_took()
     kernel.make("core/fileio_2600/disk").unwrap();
     let before = kernel.made();
     driver.ensure_exported(spec, &volume.path()).await.unwrap();
-    driver.ensure_not_exported(&spec.volume).await.unwrap();
+    driver.ensure_not_exported(&spec.volume, &[]).await.unwrap();
     assert_eq!(kernel.made(), before);
     assert!(volume.seen(&driver).await.is_empty());
 
@@ -275,10 +275,10 @@ async fn iet_is_put_right_after_a_death_at_any_step_and_is_never_open_to_others(
         assert_eq!((ietd.log_in(spec), ietd.log_in(&before)), (LogIn::Done, LogIn::NotFound), "step {step}");
         ietd.log_out();
         dies_after(Some(step));
-        let undone = driver.ensure_not_exported(&spec.volume).await.is_ok();
+        let undone = driver.ensure_not_exported(&spec.volume, &[]).await.is_ok();
         dies_after(None);
         assert_eq!(ietd.log_in(spec), LogIn::NotFound, "step {step}");
-        driver.ensure_not_exported(&spec.volume).await.unwrap();
+        driver.ensure_not_exported(&spec.volume, &[]).await.unwrap();
         assert!(ietd.state().targets.is_empty() && ietd.state().running, "step {step}");
         if done && undone && lies {
             return;
@@ -350,7 +350,7 @@ async fn iet_ends_nothing_under_a_session_and_leaves_the_door_as_it_was() {
     driver.ensure_exported(spec, &volume.path()).await.unwrap();
     assert_eq!(ietd.log_in(spec), LogIn::Done);
     for refused in [
-        driver.ensure_not_exported(&spec.volume).await.unwrap_err(),
+        driver.ensure_not_exported(&spec.volume, &[]).await.unwrap_err(),
         driver.ensure_exported(&export(&spec.volume, HOST, 2), &volume.path()).await.unwrap_err(),
     ] {
         assert_eq!(refused.kind, ErrorKind::Retry, "{refused}");
@@ -358,7 +358,7 @@ async fn iet_ends_nothing_under_a_session_and_leaves_the_door_as_it_was() {
     ietd.log_out();
     assert_eq!(ietd.log_in(spec), LogIn::Done);
     ietd.log_out();
-    driver.ensure_not_exported(&spec.volume).await.unwrap();
+    driver.ensure_not_exported(&spec.volume, &[]).await.unwrap();
     assert_eq!(ietd.log_in(spec), LogIn::NotFound);
 }
 
