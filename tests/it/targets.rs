@@ -227,6 +227,61 @@ async fn lio_leaves_alone_what_is_not_ours_and_makes_again_what_a_restart_took()
 }
 
 #[tokio::test]
+async fn lio_ends_an_export_beside_one_that_is_in_use_and_the_backstore_with_the_last() {
+    let volume = Volume::new();
+    let (kernel, driver) = lio();
+    let mut specs = [volume.spec.clone(), export(&volume.spec.volume, HOST, 2)];
+    (specs[0].beside, specs[1].beside) = (vec![specs[1].iqn.clone()], vec![specs[0].iqn.clone()]);
+    for spec in &specs {
+        driver.ensure_exported(spec, &volume.path()).await.unwrap();
+        assert!(log_in(&kernel, spec), "one initiator, two sessions");
+    }
+    let stays = std::slice::from_ref(&specs[0].iqn);
+    let refused = driver.ensure_not_exported(&volume.spec.volume, stays).await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Retry, "{refused}");
+    kernel.log_out(&specs[1].iqn, HOST);
+    for step in 0.. {
+        kernel.dies_after(Some(step));
+        let done = driver.ensure_not_exported(&volume.spec.volume, stays).await.is_ok();
+        kernel.dies_after(None);
+        driver.ensure_exported(&specs[0], &volume.path()).await.unwrap();
+        let seen = volume.seen(&driver).await;
+        let first = seen.iter().find(|export| export.iqn == specs[0].iqn).unwrap();
+        assert!(first.whole && first.sessions == [HOST], "step {step}: {seen:?}");
+        driver.ensure_not_exported(&volume.spec.volume, stays).await.unwrap();
+        assert_eq!(volume.seen(&driver).await.len(), 1, "step {step}");
+        if done {
+            break;
+        }
+        driver.ensure_exported(&specs[1], &volume.path()).await.unwrap();
+    }
+    kernel.log_out(&specs[0].iqn, HOST);
+    driver.ensure_not_exported(&volume.spec.volume, &[]).await.unwrap();
+    assert_eq!(kernel.made(), ["iscsi"]);
+}
+
+#[tokio::test]
+async fn iet_ends_an_export_beside_one_that_is_in_use() {
+    let volume = Volume::new();
+    let ietd = Ietd::start();
+    let driver = Iet::new(ietd.config());
+    let mut specs = [volume.spec.clone(), export(&volume.spec.volume, HOST, 2)];
+    (specs[0].beside, specs[1].beside) = (vec![specs[1].iqn.clone()], vec![specs[0].iqn.clone()]);
+    for spec in &specs {
+        driver.ensure_exported(spec, &volume.path()).await.unwrap();
+    }
+    assert_eq!(ietd.log_in(&specs[0]), LogIn::Done);
+    let stays = std::slice::from_ref(&specs[0].iqn);
+    driver.ensure_not_exported(&volume.spec.volume, stays).await.unwrap();
+    assert_eq!(ietd.log_in(&specs[1]), LogIn::NotFound);
+    let seen = volume.seen(&driver).await;
+    assert!(matches!(&seen[..], [first] if first.whole && first.sessions == [HOST]), "{seen:?}");
+    ietd.log_out();
+    driver.ensure_not_exported(&volume.spec.volume, &[]).await.unwrap();
+    assert!(ietd.state().targets.is_empty());
+}
+
+#[tokio::test]
 async fn lio_shows_a_file_that_has_grown_at_once() {
     let volume = Volume::new();
     let (spec, (kernel, driver)) = (&volume.spec, lio());
