@@ -241,6 +241,17 @@ pub async fn volumes_of_instance(conn: &mut Conn, instance: &InstanceId) -> Resu
         .await?)
 }
 
+/// The instances that have one of these volumes, with their nodes.
+pub async fn hosts_of_volumes(conn: &mut Conn, volumes: &[VolumeId]) -> Result<Vec<(InstanceId, String)>> {
+    Ok(attachments::table
+        .inner_join(instances::table)
+        .filter(attachments::volume_id.eq_any(volumes).and(attachments::state.ne(AttachmentState::Detached)))
+        .select((instances::id, instances::node))
+        .distinct()
+        .load(conn)
+        .await?)
+}
+
 /// How many live attachments the instance has.
 pub async fn count_live_of_instance(conn: &mut Conn, instance: &InstanceId) -> Result<i64> {
     Ok(attachments::table

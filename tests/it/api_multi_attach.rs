@@ -190,7 +190,13 @@ async fn what_a_shared_volume_is_refused_says_why() {
         ),
         (
             "ModifyVolume",
-            vec![("VolumeId", &plain), ("Size", "4"), ("VolumeType", "io1"), ("MultiAttachEnabled", "true")],
+            vec![
+                ("VolumeId", &plain),
+                ("Size", "4"),
+                ("VolumeType", "io1"),
+                ("Iops", "100"),
+                ("MultiAttachEnabled", "true"),
+            ],
             "InvalidParameterCombination",
             "Multi-Attach can't be enabled for io1 volumes after they were created.",
         ),
