@@ -6,8 +6,9 @@ ALTER TABLE volumes
 
 -- An attachment says what its volume says, so that an index can tell of which volumes there may be several. A volume that shall
 -- have one only and has two live ones fails on that index.
+ALTER TABLE attachments ADD COLUMN multi_attach boolean NOT NULL DEFAULT false;
+UPDATE attachments SET multi_attach = true FROM volumes WHERE volumes.id = volume_id AND volumes.multi_attach;
 ALTER TABLE attachments
-    ADD COLUMN multi_attach boolean NOT NULL DEFAULT false,
     DROP CONSTRAINT attachments_volume_id_fkey,
     ADD FOREIGN KEY (volume_id, multi_attach) REFERENCES volumes (id, multi_attach) ON UPDATE CASCADE ON DELETE CASCADE;
 DROP INDEX one_live_attachment_a_volume;
