@@ -34,6 +34,8 @@ mod dev;
 mod docs;
 #[path = "it/layers.rs"]
 mod layers;
+#[path = "it/master_key.rs"]
+mod master_key;
 #[path = "it/nodes.rs"]
 mod nodes;
 #[path = "it/repairs.rs"]
