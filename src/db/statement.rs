@@ -47,8 +47,9 @@ pub enum Subject {
     Expression(&'static str),
     /// Several such expressions: that one of them is selected is enough.
     Any(&'static [&'static str]),
-    /// The same of an attachment, alias `b`: one of the live ones of the instance `i`.
-    Attachment(&'static str),
+    /// The same of an attachment, alias `b`: one of the live ones that a condition, which comes first, tells to be of the
+    /// resource.
+    Attachment(&'static str, &'static str),
     /// The tag `g` that is listed itself: its key must be this, its value is compared.
     ListedTag(String),
     /// The value of the tag with this key.
@@ -127,8 +128,10 @@ impl<R> Statement<R> {
                     .iter()
                     .fold(self.sql(" AND (false"), |this, expression| this.sql(" OR ").any(expression, values))
                     .sql(")"),
-                Subject::Attachment(expression) => self
-                    .sql(" AND EXISTS (SELECT FROM attachments b WHERE b.instance_id = i.id AND b.state <> 'detached' AND ")
+                Subject::Attachment(of, expression) => self
+                    .sql(" AND EXISTS (SELECT FROM attachments b WHERE b.state <> 'detached' AND ")
+                    .sql(of)
+                    .sql(" AND ")
                     .any(expression, values)
                     .sql(")"),
                 Subject::ListedTag(key) => self.sql(" AND g.key = ").text(key).sql(" AND ").any("g.value", values),

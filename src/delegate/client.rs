@@ -24,7 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::wire::{self, Call, DetachSpec, GrowSpec};
+use super::wire::{self, Call, DetachSpec, EndExports, GrowSpec};
 use super::{
     ConnectSpec, CopySpec, DelegateError, Detach, DiskSpec, ExportSpec, Generation, Growth, Pause, PauseSpec, Portal,
     Result, SnapshotMethod, SnapshotReport, SnapshotSpec, StorageObservation, VmmDelegate, VmmObservation,
@@ -248,8 +248,9 @@ impl VolumeDelegate for Client {
         self.ensure("ensure_exported", SHORT, generation, spec).await
     }
 
-    async fn ensure_not_exported(&self, generation: Generation, volume: &VolumeId) -> Result<()> {
-        self.ensure("ensure_not_exported", SHORT, generation, volume).await
+    async fn ensure_not_exported(&self, generation: Generation, volume: &VolumeId, but: &[String]) -> Result<()> {
+        let body = EndExports { generation, volume: volume.clone(), but: but.to_vec() };
+        self.call("ensure_not_exported", SHORT, &body).await
     }
 
     async fn observe(&self) -> Result<StorageObservation> {

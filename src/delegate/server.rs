@@ -9,7 +9,7 @@ use hyper::{Method, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::wire::{self, Call, DetachSpec, GrowSpec};
+use super::wire::{self, Call, DetachSpec, EndExports, GrowSpec};
 use super::{DelegateError, Result, VmmDelegate, VolumeDelegate};
 use crate::config::{ConfigError, SecretSource};
 use crate::server::{Handler, Refusal, Request, Response};
@@ -66,8 +66,8 @@ impl StorageService {
                 written(node.ensure_exported(call.generation, &call.spec).await)
             }
             "ensure_not_exported" => {
-                let call: Call<_> = read(body)?;
-                written(node.ensure_not_exported(call.generation, &call.spec).await)
+                let call: EndExports = read(body)?;
+                written(node.ensure_not_exported(call.generation, &call.volume, &call.but).await)
             }
             "observe" => written(node.observe().await),
             _ => Err(unknown(verb)),

@@ -208,7 +208,7 @@ impl TargetDriver for Iet {
         for target in of_volume(self.targets().await?, &spec.volume) {
             if target.name.eq_ignore_ascii_case(&spec.iqn) {
                 there = self.sound(target, spec, &behind).await?;
-            } else {
+            } else if !spec.is_beside(&target.name) {
                 self.delete(&target).await?;
             }
         }
@@ -227,10 +227,10 @@ impl TargetDriver for Iet {
             self.ensure_user(target.tid, spec).await?;
         }
         self.ensure_unit(&target, spec, &behind).await?;
-        let (volume, rule) = (spec.volume.clone(), (spec.iqn.clone(), spec.initiator_iqn.clone()));
+        let own = spec.clone();
         self.rules(move |rules| {
-            rules.retain(|target, _| volume_of(target).as_ref() != Some(&volume));
-            rules.extend([rule]);
+            rules.retain(|target, _| volume_of(target).as_ref() != Some(&own.volume) || own.is_beside(target));
+            rules.extend([(own.iqn, own.initiator_iqn)]);
         })
         .await?;
         // ietd does not mind that another program has its port.
@@ -241,17 +241,19 @@ impl TargetDriver for Iet {
         }
     }
 
-    async fn ensure_not_exported(&self, volume: &VolumeId) -> Result<()> {
+    async fn ensure_not_exported(&self, volume: &VolumeId, but: &[String]) -> Result<()> {
         let patience = Instant::now() + SESSION_END;
         loop {
             let alone = self.alone.lock().await;
-            let targets = of_volume(self.targets().await?, volume);
+            let mut targets = of_volume(self.targets().await?, volume);
+            targets.retain(|target| !but.contains(&target.name));
             let Some(refusal) = targets.iter().find_map(|target| refuse_while_in_use(target).err()) else {
                 for target in &targets {
                     self.delete(target).await?;
                 }
-                let volume = volume.clone();
-                return self.rules(move |rules| rules.retain(|iqn, _| volume_of(iqn).as_ref() != Some(&volume))).await;
+                let (volume, but) = (volume.clone(), but.to_vec());
+                let stays = move |iqn: &String| volume_of(iqn).as_ref() != Some(&volume) || but.contains(iqn);
+                return self.rules(move |rules| rules.retain(|iqn, _| stays(iqn))).await;
             };
             drop(alone);
             if Instant::now() >= patience {
