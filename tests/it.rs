@@ -36,6 +36,8 @@ mod docs;
 mod layers;
 #[path = "it/master_key.rs"]
 mod master_key;
+#[path = "it/node_to_node.rs"]
+mod node_to_node;
 #[path = "it/nodes.rs"]
 mod nodes;
 #[path = "it/repairs.rs"]
@@ -56,3 +58,5 @@ mod targets;
 mod vmm_qemu;
 #[path = "it/workflows.rs"]
 mod workflows;
+#[path = "it/zones.rs"]
+mod zones;

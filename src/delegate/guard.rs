@@ -22,12 +22,13 @@ use async_trait::async_trait;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::fence::Fence;
+use super::source::{Grant, Piece, RestoreSpec, SnapshotSource, Summary};
 use super::{
     ConnectSpec, CopySpec, DelegateError, Detach, DiskSpec, ExportSpec, Generation, Growth, Pause, PauseSpec, Portal,
     Result, SnapshotMethod, SnapshotReport, SnapshotSpec, StorageObservation, VmmDelegate, VmmObservation,
     VolumeDelegate, VolumeSpec,
 };
-use crate::ids::VolumeId;
+use crate::ids::{SnapshotId, VolumeId};
 
 /// How long a call waits for the one before it on the same resource.
 const LOCK_WAIT: Duration = Duration::from_secs(20);
@@ -107,6 +108,22 @@ impl<D: ?Sized + Send + Sync + 'static> Guarded<D> {
     }
 }
 
+/// Reading changes nothing, and a snapshot that is read is whole.
+#[async_trait]
+impl<D: VolumeDelegate + ?Sized + 'static> SnapshotSource for Guarded<D> {
+    async fn read_snapshot(&self, snapshot: &SnapshotId, at: u64) -> Result<Piece> {
+        self.inner.read_snapshot(snapshot, at).await
+    }
+
+    async fn sum_snapshot(&self, snapshot: &SnapshotId, from: u64) -> Result<Summary> {
+        self.inner.sum_snapshot(snapshot, from).await
+    }
+
+    fn grant(&self, snapshot: &SnapshotId) -> Result<Grant> {
+        self.inner.grant(snapshot)
+    }
+}
+
 #[async_trait]
 impl<D: VolumeDelegate + ?Sized + 'static> VolumeDelegate for Guarded<D> {
     async fn snapshot_method(&self) -> Result<SnapshotMethod> {
@@ -116,6 +133,17 @@ impl<D: VolumeDelegate + ?Sized + 'static> VolumeDelegate for Guarded<D> {
     async fn ensure_volume(&self, generation: Generation, spec: &VolumeSpec) -> Result<()> {
         let own = spec.clone();
         let call = |inner: Arc<D>| async move { inner.ensure_volume(generation, &own).await };
+        self.guarded(Some(generation), &[spec.volume.as_str()], call).await
+    }
+
+    async fn ensure_restored(
+        &self,
+        generation: Generation,
+        spec: &RestoreSpec,
+        source: Arc<dyn SnapshotSource>,
+    ) -> Result<u8> {
+        let own = spec.clone();
+        let call = |inner: Arc<D>| async move { inner.ensure_restored(generation, &own, source).await };
         self.guarded(Some(generation), &[spec.volume.as_str()], call).await
     }
 
@@ -268,12 +296,28 @@ mod tests {
     }
 
     #[async_trait]
+    impl SnapshotSource for Slow {
+        async fn read_snapshot(&self, _: &SnapshotId, _: u64) -> Result<Piece> {
+            Err(DelegateError::fatal("not asked for here"))
+        }
+        async fn sum_snapshot(&self, _: &SnapshotId, _: u64) -> Result<Summary> {
+            Err(DelegateError::fatal("not asked for here"))
+        }
+        fn grant(&self, _: &SnapshotId) -> Result<Grant> {
+            Err(DelegateError::fatal("not asked for here"))
+        }
+    }
+
+    #[async_trait]
     impl VolumeDelegate for Slow {
         async fn snapshot_method(&self) -> Result<SnapshotMethod> {
             Ok(SnapshotMethod::Atomic)
         }
         async fn ensure_volume(&self, _: Generation, _: &VolumeSpec) -> Result<()> {
             self.call("volume").await
+        }
+        async fn ensure_restored(&self, _: Generation, _: &RestoreSpec, _: Arc<dyn SnapshotSource>) -> Result<u8> {
+            Err(DelegateError::fatal("not asked for here"))
         }
         async fn ensure_no_volume(&self, _: Generation, _: &VolumeId) -> Result<()> {
             self.call("no volume").await

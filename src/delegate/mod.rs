@@ -7,9 +7,12 @@
 //! The traits are called in process (`local`, [`sim`]) or over signed HTTP+JSON ([`client`], [`server`]); on either
 //! path [`guard`] holds the volume's lock and refuses a generation older than the newest one seen.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+use self::source::{RestoreSpec, SnapshotSource};
 use crate::ids::{SnapshotId, VolumeId};
 
 pub mod client;
@@ -17,8 +20,11 @@ pub mod command;
 mod data_dir;
 pub mod fence;
 pub mod guard;
+pub mod peer;
+pub mod reading;
 pub mod server;
 pub mod sim;
+pub mod source;
 pub mod target;
 pub mod vmm;
 pub mod volume;
@@ -389,7 +395,7 @@ pub type Result<T, E = DelegateError> = std::result::Result<T, E>;
 
 /// A storage node: volumes, snapshots, exports.
 #[async_trait]
-pub trait VolumeDelegate: Send + Sync {
+pub trait VolumeDelegate: SnapshotSource {
     /// How this node takes snapshots.
     async fn snapshot_method(&self) -> Result<SnapshotMethod>;
 
@@ -397,7 +403,18 @@ pub trait VolumeDelegate: Send + Sync {
     /// before this returns.
     async fn ensure_volume(&self, generation: Generation, spec: &VolumeSpec) -> Result<()>;
 
-    /// Removes the volume. Refuses (Retry) while it is exported.
+    /// Makes the volume of a snapshot that another node has, in the background, and tells how much of that is done, in per
+    /// cent; at 100 it is whole, and no sooner there for anything else. To be asked again until then, with a source that can be
+    /// read for a while from now on. What was copied before a crash of either node is not copied again. An error (Retry) when
+    /// nothing has come since it was last asked, and Fatal when what is here at the end is not what the source has.
+    async fn ensure_restored(
+        &self,
+        generation: Generation,
+        spec: &RestoreSpec,
+        source: Arc<dyn SnapshotSource>,
+    ) -> Result<u8>;
+
+    /// Removes the volume, also one that is being made. Refuses (Retry) while it is exported.
     async fn ensure_no_volume(&self, generation: Generation, volume: &VolumeId) -> Result<()>;
 
     /// Cuts the snapshot, durably before this returns; one that is there already is left as it is. A driver that goes on to

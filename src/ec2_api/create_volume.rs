@@ -291,7 +291,8 @@ async fn place(api: &Api, zone: &Zone, shape: &Shape) -> ApiResult<(i32, String)
     Ok((size, node.ok_or_else(no_room)?))
 }
 
-/// The size of a volume from a snapshot, and the storage node that has the snapshot, which stays until the transaction ends.
+/// The size of a volume from a snapshot, and the storage node of the zone that gets it. The snapshot stays until the transaction
+/// ends, and then for as long as the volume is being made.
 async fn place_beside(
     api: &Api,
     conn: &mut Conn,
@@ -312,11 +313,12 @@ async fn place_beside(
         )));
     }
     volume_types::check_size(shape, size)?;
-    if !api.storage_nodes_of(&zone.name).contains(&source.node.as_str()) {
-        return Err(unsupported(format!("The snapshot '{id}' can be used only in the zone of its storage node.")));
-    }
-    let node = api.placement.take(&[&source.node], bytes(size)).ok_or_else(no_room)?;
-    Ok((size, node))
+    let of_zone = api.storage_nodes_of(&zone.name);
+    // The node that has it need not copy it from another.
+    let (own, others): (Vec<_>, Vec<_>) = of_zone.into_iter().partition(|node| *node == source.node);
+    let mut choices = [own, others].into_iter();
+    let node = choices.find_map(|among| api.placement.take(&among, bytes(size)));
+    Ok((size, node.ok_or_else(no_room)?))
 }
 
 /// GiB in bytes.

@@ -28,7 +28,8 @@ const MIB: u64 = 1 << 20;
 const UNIT: u64 = 4 * MIB;
 const NOW: Generation = Generation(100);
 
-fn kind<T: std::fmt::Debug>(result: Result<T>) -> ErrorKind {
+/// How it was refused.
+pub fn kind<T: std::fmt::Debug>(result: Result<T>) -> ErrorKind {
     result.expect_err("it is refused").kind
 }
 
@@ -368,7 +369,7 @@ async fn the_simulation_keeps_the_contract() {
 }
 
 /// A node's service on a port of its own; gives what a gateway's file says of it.
-fn serve(service: impl Handler, key: &SecretSource, config: config::Server) -> config::Remote {
+pub fn serve(service: impl Handler, key: &SecretSource, config: config::Server) -> config::Remote {
     let listener = server::listen(([127, 0, 0, 1], 0).into()).unwrap();
     let scheme = if config.tls_cert.is_some() { "https" } else { "http" };
     let url = format!("{scheme}://{}", listener.local_addr().unwrap());
@@ -391,7 +392,8 @@ async fn a_snapshot_that_overflowed_is_lost_for_good(cloud: &SimCloud, storage: 
     storage.ensure_no_volume(NOW, &volume).await.unwrap();
 }
 
-fn node_key(dir: &TempDir) -> SecretSource {
+/// The key of a node, in a file.
+pub fn node_key(dir: &TempDir) -> SecretSource {
     std::fs::write(dir.path().join("key"), "0123456789abcdef0123456789abcdef").unwrap();
     SecretSource::File(dir.path().join("key"))
 }
