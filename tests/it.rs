@@ -10,6 +10,8 @@ mod api_front;
 mod api_instances;
 #[path = "it/api_modify.rs"]
 mod api_modify;
+#[path = "it/api_pages.rs"]
+mod api_pages;
 #[path = "it/api_quotas.rs"]
 mod api_quotas;
 #[path = "it/api_snapshot_copies.rs"]
