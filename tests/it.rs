@@ -1,5 +1,7 @@
 //! The integration suite.
 
+#[path = "it/actions.rs"]
+mod actions;
 #[path = "it/api_attachments.rs"]
 mod api_attachments;
 #[path = "it/api_copy_volumes.rs"]

@@ -51,7 +51,8 @@ pub async fn describe(api: &Api, call: &Call, mut params: Params) -> ApiResult<S
         let behind = types.partition_point(|(name, _)| page.after.as_ref().is_some_and(|after| name <= after));
         let fetch = usize::try_from(page.fetch()).unwrap_or(usize::MAX);
         let rows = stream::iter(types[behind..].iter().take(fetch).map(Ok::<_, ApiError>));
-        let onward = page.write(&mut xml, rows, |row| row.0.clone(), |xml, (name, shape)| item(xml, name, *shape, most));
+        let onward =
+            page.write(&mut xml, rows, |row| row.0.clone(), |xml, (name, shape)| item(xml, name, *shape, most));
         match onward.await? {
             Onward::Fetch => {}
             Onward::End => break None,

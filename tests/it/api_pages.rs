@@ -116,11 +116,12 @@ async fn walk(client: &Client, filters: &[(&str, &[&str])]) -> Vec<usize> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_of_a_filter_have_all_that_it_selects_once_and_in_order() {
+    type Filters<'a> = &'a [(&'a str, &'a [&'a str])];
     type Expected = fn(usize) -> bool;
     let cloud = Cloud::start().await;
     fill(&cloud).await;
     let instance = cloud.instances().await.remove(0);
-    let cases: [(&[(&str, &[&str])], Expected); 15] = [
+    let cases: [(Filters, Expected); 15] = [
         (&[("attachment.instance-id", &[&instance])], |n| n % 2 == 1),
         (&[("attachment.device", &["/dev/7", "/dev/8", "/dev/9?"])], |n| n == 7 || n > 90 && n < 100 && n % 2 == 1),
         (&[("attachment.attach-time", &["2026-02-01T00:00:00.000Z"])], |n| n % 2 == 1),
