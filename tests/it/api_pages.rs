@@ -92,7 +92,7 @@ fn items(answer: &Answer, action: &str) -> usize {
 
 /// The numbers of the volumes on all pages of a describe with these filters.
 async fn walk(client: &Client, filters: &[(&str, &[&str])]) -> Vec<usize> {
-    let mut fixed = vec![("MaxResults".to_owned(), "7".to_owned())];
+    let mut fixed = vec![("MaxResults".to_owned(), "60".to_owned())];
     for (at, (name, values)) in filters.iter().enumerate() {
         fixed.push((format!("Filter.{}.Name", at + 1), (*name).to_owned()));
         for (number, value) in values.iter().enumerate() {
