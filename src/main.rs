@@ -5,6 +5,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use vbs::cli;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The Virtual Block Store: an EC2-compatible Elastic Block Store for machines you own.
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]

@@ -8,25 +8,39 @@ use crate::report::{Report, Target, median};
 use crate::world::{Gateway, World};
 use crate::{ROUNDS, Result};
 
-const CONNECTIONS: usize = 16;
+/// A few clients, and many: statements and commits are shared by who comes at the same time.
+const CONNECTIONS: [usize; 2] = [16, 64];
 const TURN: Duration = Duration::from_secs(5);
 /// More requests than are answered in a turn.
 const PREPARED: usize = 30_000;
 /// How long the workers may take to make what was accepted.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Measures both, in turns.
+/// Measures both, in turns, with as many connections each.
 pub async fn measure(world: &World, gateway: &Gateway, report: &mut Report) -> Result<()> {
     let pgbench = Pgbench::prepare(world).await?;
+    for connections in CONNECTIONS {
+        measure_with(connections, &pgbench, world, gateway, report).await?;
+    }
+    Ok(())
+}
+
+async fn measure_with(
+    connections: usize,
+    pgbench: &Pgbench,
+    world: &World,
+    gateway: &Gateway,
+    report: &mut Report,
+) -> Result<()> {
     let (mut commits, mut accepted, mut made) = (Vec::new(), Vec::<Measured>::new(), Vec::new());
     for round in 1..=ROUNDS {
-        println!("creates, round {round} of {ROUNDS}");
-        let rate = pgbench.run(CONNECTIONS, TURN).await?;
+        println!("creates over {connections} connections, round {round} of {ROUNDS}");
+        let rate = pgbench.run(connections, TURN).await?;
         println!("  pgbench: {rate:.0}/s");
         commits.push(rate);
         let requests = requests(gateway);
         let start = Instant::now();
-        let measured = load::run(gateway.client.address, CONNECTIONS, TURN, requests).await?;
+        let measured = load::run(gateway.client.address, connections, TURN, requests).await?;
         let accepted_in = start.elapsed();
         until_made(world).await?;
         let (volumes, seconds) = (f64::from(u32::try_from(measured.answers)?), start.elapsed().as_secs_f64());
@@ -41,7 +55,7 @@ pub async fn measure(world: &World, gateway: &Gateway, report: &mut Report) -> R
         made.push(volumes / seconds);
     }
     let of = |figure: fn(&Measured) -> f64| median(&accepted.iter().map(figure).collect::<Vec<_>>());
-    report.heading(&format!("CreateVolume accepted, fsync on, {CONNECTIONS} connections"));
+    report.heading(&format!("CreateVolume accepted, fsync on, {connections} connections"));
     report.figure("pgbench, one row a commit", format!("{:.0}/s", median(&commits)));
     let figures = format!("{:.0}/s, p50 {:.2} ms, p99 {:.2} ms", of(|m| m.rate), of(|m| m.p50_ms), of(|m| m.p99_ms));
     report.figure("vbs, the workers running", figures);
