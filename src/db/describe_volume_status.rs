@@ -8,7 +8,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{Array, Int4, Nullable, Text, Timestamptz};
 use diesel_async::RunQueryDsl;
 
-use super::statement::{Condition, Statement};
+use super::statement::{Condition, Rows, Statement};
 use super::{Conn, Result};
 use crate::ids::VolumeId;
 use crate::state::VolumeState;
@@ -102,13 +102,13 @@ pub async fn by_ids(
 }
 
 /// The health of the account's volumes behind `after`, at most `limit`.
-pub async fn page(
-    conn: &mut Conn,
+pub async fn page<'a>(
+    conn: &'a mut Conn,
     account_id: &str,
     after: Option<&str>,
     limit: i64,
     conditions: &[Condition],
-) -> Result<Vec<DescribedStatus>> {
+) -> Result<Rows<'a, DescribedStatus>> {
     let query: Statement<Row> = Statement::new(SELECT)
         .text(account_id)
         .sql(" AND s.id > ")
@@ -116,7 +116,7 @@ pub async fn page(
         .conditions(conditions, ID)
         .sql(" ORDER BY s.id LIMIT ")
         .number(limit);
-    Ok(query.load(conn).await?)
+    query.rows(conn).await
 }
 
 /// Which of these volumes the account has, those that are being deleted left out.

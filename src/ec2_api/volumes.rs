@@ -5,7 +5,7 @@ use diesel_async::AsyncConnection;
 use crate::db::Conn;
 use crate::db::attachments as attachment_rows;
 use crate::db::describe_volumes::{self as table, DescribedVolume};
-use crate::db::statement::{Condition, Subject, Values};
+use crate::db::statement::{Condition, Instant, Subject, Values};
 use crate::db::volumes as volume_rows;
 use crate::ids::VolumeId;
 use crate::state::VolumeState;
@@ -79,8 +79,8 @@ pub async fn describe(api: &Api, call: &Call, mut params: Params) -> ApiResult<S
     let token = loop {
         let rows = table::page(&mut conn, account, page.after.as_deref(), page.fetch(), &conditions).await?;
         let onward =
-            page.write(&mut xml, &rows, |row| row.id.to_string(), |xml, row| item(xml, row, account, &api.region));
-        match onward {
+            page.write(&mut xml, rows, |row| row.id.to_string(), |xml, row| item(xml, row, account, &api.region));
+        match onward.await? {
             Onward::Fetch => {}
             Onward::End => break None,
             Onward::Token(token) => break Some(token),
@@ -90,26 +90,34 @@ pub async fn describe(api: &Api, call: &Call, mut params: Params) -> ApiResult<S
     Ok(xml.finish())
 }
 
+const CREATE_TIME: Instant = Instant {
+    at: "v.created_at",
+    text: r#"to_char(v.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"#,
+};
+
+const ATTACH_TIME: Instant = Instant {
+    at: "date_trunc('second', b.attached_at)",
+    text: r#"to_char(b.attached_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS".000Z"')"#,
+};
+
 /// What a filter looks at.
 fn condition(filter: &Filter, region: &Region) -> Condition {
-    if let Some(column) = filter.name.strip_prefix("attachment.") {
-        let column = match column {
-            "attach-time" => r#"to_char(b.attached_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS".000Z"')"#,
-            "delete-on-termination" => "b.delete_on_termination::text",
-            "device" => "b.device",
-            "instance-id" => "b.instance_id",
-            _ => "b.state",
-        };
-        return Condition { subject: Subject::Attachment("b.volume_id = v.id", column), values: filter.values() };
-    }
+    let subject = |subject| Condition { subject, values: filter.values() };
     let expression = match filter.name.as_str() {
+        "attachment.attach-time" => return subject(Subject::VolumeAttachmentInstant(ATTACH_TIME)),
+        "attachment.delete-on-termination" => {
+            return subject(Subject::VolumeAttachment("b.delete_on_termination::text"));
+        }
+        "attachment.device" => return subject(Subject::VolumeAttachment("b.device")),
+        "attachment.instance-id" => return subject(Subject::VolumeAttachment("b.instance_id")),
+        "attachment.status" => return subject(Subject::VolumeAttachment("b.state")),
         "availability-zone" => "v.zone",
         "availability-zone-id" => {
             let zones = region.zones.iter().filter(|zone| filter.matches(&zone.id)).map(|zone| zone.name.clone());
             let values = Values { exact: zones.collect(), like: Vec::new() };
             return Condition { subject: Subject::Expression("v.zone"), values };
         }
-        "create-time" => r#"to_char(v.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"#,
+        "create-time" => return subject(Subject::Instant(CREATE_TIME)),
         "encrypted" => "v.encrypted::text",
         "fast-restored" | "operator.managed" => "'false'::text",
         "multi-attach-enabled" => "v.multi_attach::text",
@@ -122,7 +130,7 @@ fn condition(filter: &Filter, region: &Region) -> Condition {
         "volume-type" => "v.volume_type",
         _ => return tags::condition(filter),
     };
-    Condition { subject: Subject::Expression(expression), values: filter.values() }
+    subject(Subject::Expression(expression))
 }
 
 /// A volume as DescribeVolumes shows it: an empty `snapshotId` and `attachmentSet` stay, an empty `tagSet` does not.
