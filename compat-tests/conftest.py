@@ -14,7 +14,7 @@ from boto.ec2.connection import EC2Connection
 from boto.ec2.regioninfo import RegionInfo
 from botocore.config import Config
 
-from ledger import Ledger
+from ledger import Ledger, update
 from model import check_answer
 from running import PROGRAM, TARGET, Dev, aws_environment, directory, until
 
@@ -57,18 +57,31 @@ def stranger(vbs):
 
 def boto3_client(account, service="ec2", **config):
     """An unmodified boto3 client; what it sends is noted on the way, and what it gets is held to botocore's model."""
-    settings = Config(**{"retries": {"total_max_attempts": 1}, "max_pool_connections": 50} | config)
-    made = boto3.Session().client(
-        service,
-        endpoint_url=account.endpoint,
-        region_name="us-east-1",
-        aws_access_key_id=account.key,
-        aws_secret_access_key=account.secret,
-        config=settings,
-    )
-    made.meta.events.register(f"before-call.{service}", lambda model, **_: LEDGER.sent("boto3", model.name))
-    made.meta.events.register(f"before-parse.{service}", check_answer)
+    made = boto3.Session().client(service, **boto3_settings(account, config))
+    return watched(made, service)
+
+
+def boto3_resource(account):
+    """The same as boto3's resources of EC2."""
+    made = boto3.Session().resource("ec2", **boto3_settings(account, {}))
+    watched(made.meta.client, "ec2")
     return made
+
+
+def boto3_settings(account, config):
+    return {
+        "endpoint_url": account.endpoint,
+        "region_name": "us-east-1",
+        "aws_access_key_id": account.key,
+        "aws_secret_access_key": account.secret,
+        "config": Config(**{"retries": {"total_max_attempts": 1}, "max_pool_connections": 50} | config),
+    }
+
+
+def watched(client, service):
+    client.meta.events.register(f"before-call.{service}", lambda model, **_: LEDGER.sent("boto3", model.name))
+    client.meta.events.register(f"before-parse.{service}", check_answer)
+    return client
 
 
 @pytest.fixture(scope="session")
@@ -193,7 +206,18 @@ def pytest_runtest_logreport(report):
         LEDGER.failed.add(report.nodeid)
 
 
-def pytest_terminal_summary(terminalreporter):
+def is_whole(config, items):
+    """Whether this run is of all tests but the lab's."""
+    here = Path(__file__).parent
+    narrowed = config.option.keyword or config.option.markexpr or any("::" in argument for argument in config.args)
+    return not narrowed and {path.name for path in here.glob("test_*.py")} <= {item.path.name for item in items}
+
+
+def pytest_collection_finish(session):
+    LEDGER.whole = is_whole(session.config, session.items)
+
+
+def pytest_terminal_summary(terminalreporter, exitstatus):
     if not LEDGER.sent_in:
         return
     terminalreporter.section("actions by client")
@@ -201,3 +225,10 @@ def pytest_terminal_summary(terminalreporter):
     path = TARGET / "compat-results.md"
     path.write_text(LEDGER.table())
     terminalreporter.write_line(f"also in {path}")
+    # Broken off, it says nothing of the rest.
+    if LEDGER.whole and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        readme = Path(__file__).parent / "README.md"
+        try:
+            update(readme, LEDGER.results())
+        except OSError as error:
+            terminalreporter.write_line(f"{readme} is not updated: {error}")

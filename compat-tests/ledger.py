@@ -1,4 +1,8 @@
-"""Which client sent which action, and whether the tests in which it did passed."""
+"""Which client sent which action, and whether the tests in which it did passed.
+
+The README holds the table of a whole run. It says nothing that changes from run to run: not how many tests there were, nor how long
+they took.
+"""
 
 from collections import defaultdict
 from importlib.metadata import version
@@ -9,6 +13,7 @@ class Ledger:
         self.test = None
         self.sent_in = defaultdict(set)
         self.failed = set()
+        self.whole = False
         self.versions = {}
 
     def client(self, name, version):
@@ -29,6 +34,14 @@ class Ledger:
             lines.append(row(action, *(self.cell(client, action) for client in clients)))
         return "\n".join(lines) + "\n"
 
+    def results(self):
+        """What the README's table is made of: whether it went well, by client with its version and by action."""
+        found = defaultdict(dict)
+        for client, action in self.sent_in:
+            failed = self.sent_in[client, action] & self.failed
+            found[f"{client} {self.version(client)}"][action] = "FAILED" if failed else "passed"
+        return dict(found)
+
     def version(self, client):
         return self.versions.get(client) or version(client)
 
@@ -38,6 +51,41 @@ class Ledger:
         if not tests:
             return ""
         return f"FAILED in {len(failed)} of {len(tests)}" if failed else f"passed in {len(tests)}"
+
+
+BEGIN = "<!-- Written by a whole run of the tests. -->\n"
+END = "<!-- The end of what is written. -->\n"
+
+
+def update(path, results):
+    """Writes the table into the README. A client that was not run this time, as one that needs a flag, keeps what it had."""
+    text = path.read_text()
+    before, rest = text.split(BEGIN)
+    written, after = rest.split(END)
+    run = {client.split()[0] for client in results}
+    kept = {client: cells for client, cells in read(written).items() if client.split()[0] not in run}
+    new = before + BEGIN + results_table(kept | results) + END + after
+    if new != text:
+        path.write_text(new)
+
+
+def results_table(results):
+    clients = sorted(results)
+    actions = sorted({action for cells in results.values() for action in cells})
+    lines = [row("action", *clients), row("---", *("---" for _ in clients))]
+    lines += [row(action, *(results[client].get(action, "") for client in clients)) for action in actions]
+    return "\n".join(lines) + "\n"
+
+
+def read(table):
+    """What `results_table` made its table of."""
+    header, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() or [""])
+    results = {client: {} for client in header[1:]}
+    for action, *cells in lines[1:]:
+        for client, cell in zip(results, cells):
+            if cell:
+                results[client][action] = cell
+    return results
 
 
 def row(*cells):

@@ -295,9 +295,11 @@ def test_every_action_answers_as_the_model_has_it(owner, stranger, supported, wo
             ec2.describe_instance_status(IncludeAllInstances=True)
             ec2.describe_instance_types()
             ec2.describe_account_attributes()
+        ec2.describe_addresses()
     finally:
         for name in snapshots:
             ec2.delete_snapshot(SnapshotId=name)
         for name in made:
             ec2.delete_volume(VolumeId=name)
+    assert boto3_client(owner, "sts").get_caller_identity()["Account"]
     assert answered == set(supported), "each action needs a call here"

@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 
 import model
-from conftest import remove_volume, wait
+from conftest import boto3_client, remove_volume, wait
 from raw import call
 from running import until
 from test_conformance import good, supported, with_it  # noqa: F401
@@ -21,6 +21,43 @@ ABSENT = {
     "free": "vol-0fedcba9876543211",
     "snapshot": "snap-0fedcba9876543210",
     "instance": "i-0fedcba9876543210",
+}
+# How each action can touch what is another's: by ids that a request names, by lists that show what there is, or by nothing, since
+# it tells of no account, or of the caller's alone. An action that is not here fails the tests, in Python and in Rust.
+MATRIX = {
+    "AttachVolume": "ids",
+    "CopySnapshot": "ids",
+    "CopyVolumes": "ids",
+    "CreateSnapshot": "ids",
+    "CreateSnapshots": "ids",
+    "CreateTags": "ids",
+    "CreateVolume": "ids",
+    "DeleteSnapshot": "ids",
+    "DeleteTags": "ids",
+    "DeleteVolume": "ids",
+    "DescribeAccountAttributes": "list",
+    "DescribeAddresses": "list",
+    "DescribeAvailabilityZones": "list",
+    "DescribeInstanceAttribute": "ids",
+    "DescribeInstanceStatus": "ids, list",
+    "DescribeInstanceTypes": "list",
+    "DescribeInstances": "ids, list",
+    "DescribeRegions": "list",
+    "DescribeSnapshotAttribute": "ids",
+    "DescribeSnapshots": "ids, list",
+    "DescribeTags": "list",
+    "DescribeVolumeAttribute": "ids",
+    "DescribeVolumeStatus": "ids, list",
+    "DescribeVolumes": "ids, list",
+    "DescribeVolumesModifications": "ids, list",
+    "DetachVolume": "ids",
+    "EnableVolumeIO": "ids",
+    "GetCallerIdentity": "nothing",
+    "ModifyInstanceAttribute": "ids",
+    "ModifySnapshotAttribute": "ids",
+    "ModifyVolume": "ids",
+    "ModifyVolumeAttribute": "ids",
+    "ResetSnapshotAttribute": "ids",
 }
 # What changes of itself between two answers.
 PASSING = re.compile(rb"<(requestId|RequestID)>[^<]*</\1>")
@@ -135,7 +172,23 @@ def test_what_is_anothers_is_as_if_it_were_not_there(owner, stranger, supported,
     assert not faults, "\n".join(map(str, faults))
     assert state(owner) == before, "nothing of it was changed"
     with_ids = {action for action in supported if any(model_ids(action))}
-    assert crossed == with_ids, "every action that takes an id was tried"
+    assert crossed == with_ids == those("ids"), "every action that takes an id was tried"
+
+
+def those(way):
+    return {action for action, ways in MATRIX.items() if way in ways.split(", ")}
+
+
+def test_every_action_is_crossed(supported):  # noqa: F811
+    assert set(MATRIX) == set(supported) | {"GetCallerIdentity"}
+    assert all(MATRIX.values())
+
+
+def test_each_account_is_told_of_itself(owner, stranger):
+    own, others = (boto3_client(account, "sts").get_caller_identity()["Account"] for account in (owner, stranger))
+    assert own != others
+    told = call(stranger, Action="GetCallerIdentity")
+    assert others.encode() in told.body and own.encode() not in told.body
 
 
 def model_ids(action):
@@ -160,7 +213,9 @@ def outcome(account, body):
 def test_nothing_of_anothers_is_in_any_list_whatever_is_asked(stranger, supported, theirs, own):  # noqa: F811
     foreign, tag = theirs
     secrets = [tag, *foreign.values()]
+    tried = set()
     for action in (action for action in supported if action.startswith("Describe")):
+        tried.add(action)
         asked = [{}, {"MaxResults": "5"}, {"Owner.1": "self"}, {"RestorableBy.1": "self"}, {"RestorableBy.1": "all"}]
         for name in model.filters(action) + ["tag-value"]:
             if name == "tag:Name":
@@ -172,6 +227,7 @@ def test_nothing_of_anothers_is_in_any_list_whatever_is_asked(stranger, supporte
             told = [secret for secret in secrets if secret.encode() in got.body]
             # A refusal may say what was asked for.
             assert not told or got.status != 200, (action, parameters, told)
+    assert tried >= those("list"), "every list was looked at"
 
 
 def test_a_page_of_one_account_is_no_page_of_another(owner, stranger, ec2, theirs, own):

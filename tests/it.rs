@@ -1,5 +1,7 @@
 //! The integration suite.
 
+#[path = "it/actions.rs"]
+mod actions;
 #[path = "it/api_attachments.rs"]
 mod api_attachments;
 #[path = "it/api_copy_volumes.rs"]
@@ -10,6 +12,10 @@ mod api_front;
 mod api_instances;
 #[path = "it/api_modify.rs"]
 mod api_modify;
+#[path = "it/api_multi_attach.rs"]
+mod api_multi_attach;
+#[path = "it/api_pages.rs"]
+mod api_pages;
 #[path = "it/api_quotas.rs"]
 mod api_quotas;
 #[path = "it/api_snapshot_copies.rs"]

@@ -82,7 +82,7 @@ async fn until_made(world: &World) -> Result<()> {
     loop {
         let live = "SELECT count(*) FROM (SELECT FROM workflows WHERE finished_at IS NULL LIMIT 1) live";
         if client.query_one(live, &[]).await?.try_get::<_, i64>(0)? == 0 {
-            let states = "SELECT count(*) FROM volumes WHERE state <> 'available'";
+            let states = "SELECT count(*) FROM volumes WHERE state NOT IN ('available', 'in-use')";
             let others: i64 = client.query_one(states, &[]).await?.try_get(0)?;
             return if others == 0 { Ok(()) } else { Err(format!("{others} volumes are not available").into()) };
         }

@@ -6,13 +6,15 @@ use std::time::Duration;
 use crate::baseline::Baseline;
 use crate::client::{Client, send};
 use crate::load::{self, Measured, Requests};
-use crate::moto::{self, Moto};
+use crate::moto::Moto;
 use crate::report::{Report, Target, median};
 use crate::world::{Gateway, VOLUMES, World};
 use crate::{ROUNDS, Result};
 
 const CONNECTIONS: usize = 16;
 const TURN: Duration = Duration::from_secs(4);
+/// Volumes in moto, which takes the longer for one the more there are.
+const MOTO_VOLUMES: usize = 500;
 
 /// A server in the comparison.
 struct Server {
@@ -25,12 +27,12 @@ struct Server {
 
 /// Measures the four servers.
 pub async fn measure(world: &World, gateway: &Gateway, report: &mut Report) -> Result<()> {
-    let volume = world.some_volume().await?;
+    let (volume, first) = (world.some_volume().await?, world.first_volume().await?);
     let file = world.file("answer.xml");
     std::fs::write(&file, gateway.client.call("DescribeVolumes", &[("VolumeId.1", &volume)]).await?)?;
     let bare = Baseline::bare(&file).await?;
     let least = Baseline::least(world.url(), &gateway.client).await?;
-    let moto = Moto::start(&world.file("moto.log")).await?;
+    let moto = Moto::start(MOTO_VOLUMES, &world.file("moto.log")).await?;
 
     let server = |name: &str, address, client: &Client, volume: &str| Server {
         name: name.to_owned(),
@@ -43,7 +45,7 @@ pub async fn measure(world: &World, gateway: &Gateway, report: &mut Report) -> R
         server("hyper with the same bytes", bare.address, &gateway.client, &volume),
         server("the least correct server", least.address, &gateway.client, &volume),
         server("vbs", gateway.client.address, &gateway.client, &volume),
-        server(&format!("moto ({} volumes)", moto::VOLUMES + 1), moto.client.address, &moto.client, &moto.volume),
+        server(&format!("moto ({MOTO_VOLUMES} volumes)"), moto.client.address, &moto.client, &first),
     ];
     for server in &servers {
         server.check().await?;

@@ -4,6 +4,7 @@
 //! peer in the same run, on the same machine, asked by the same client, in turns, and the median of the turns counts:
 //!
 //! - describing one volume of 100,000: bare hyper, the least that a correct server does, moto, and vbs;
+//! - pages of 1,000 volumes with tags and attachments, each filter over 100,000, 500 ids at once: moto, and vbs;
 //! - accepting volumes: `pgbench` that commits one row, and vbs, both with fsync on;
 //! - attaching: the bare commands that must be run, and vbs.
 //!
@@ -18,6 +19,7 @@ mod create;
 mod describe;
 mod load;
 mod moto;
+mod pages;
 mod pgbench;
 mod process;
 mod report;
@@ -55,12 +57,13 @@ async fn main() -> ExitCode {
 }
 
 async fn compare(parts: &[String]) -> Result<()> {
-    if let Some(unknown) = parts.iter().find(|part| !["describe", "create", "attach"].contains(&part.as_str())) {
-        return Err(format!("no part {unknown}: there are describe, create and attach").into());
+    if let Some(unknown) = parts.iter().find(|part| !["describe", "pages", "create", "attach"].contains(&part.as_str()))
+    {
+        return Err(format!("no part {unknown}: there are describe, pages, create and attach").into());
     }
     let wanted = |part: &str| parts.is_empty() || parts.iter().any(|wanted| wanted == part);
     let mut report = Report::default();
-    if wanted("describe") || wanted("create") {
+    if wanted("describe") || wanted("pages") || wanted("create") {
         let world = world::World::start().await?;
         let measured = tokio::select! {
             measured = requests(&world, &wanted, &mut report) => measured,
@@ -81,6 +84,9 @@ async fn requests(world: &world::World, wanted: &impl Fn(&str) -> bool, report: 
     let gateway = world.gateway(report).await?;
     if wanted("describe") {
         describe::measure(world, &gateway, report).await?;
+    }
+    if wanted("pages") {
+        pages::measure(world, &gateway, report).await?;
     }
     if wanted("create") {
         create::measure(world, &gateway, report).await?;

@@ -23,6 +23,29 @@ pub const ACCOUNT: &str = "123456789012";
 /// Volumes in the table.
 pub const VOLUMES: i64 = 100_000;
 
+/// Volumes of which each has three tags and every second one is attached. What is attached is on nodes that the gateway does
+/// not know, so that nobody mends it.
+const FILL: [&str; 4] = [
+    "INSERT INTO volumes (id, account_id, zone, node, size_gib, volume_type, iops, throughput, state, created_at) \
+        SELECT 'vol-0' || substr(md5(n::text), 1, 16), '123456789012', 'us-east-1a', 'elsewhere', 1 + n % 100, 'gp3', 3000, \
+        125, CASE n % 2 WHEN 0 THEN 'in-use' ELSE 'available' END, timestamptz '2026-01-01Z' + n * interval '1 second' \
+        FROM generate_series(1, {VOLUMES}) n",
+    "INSERT INTO instances (id, node, zone, machine, machine_uuid, account_id, state, initiator_iqn, vcpus, memory_mib, \
+        launched_at) \
+        SELECT 'i-0' || substr(md5(n::text), 1, 16), 'elsewhere', 'us-east-1a', n::text, n::text, '123456789012', \
+        'running', '', 1, 1024, now() FROM generate_series(0, {VOLUMES} / 20) n",
+    "INSERT INTO attachments (id, account_id, volume_id, instance_id, device, device_key, state, iqn, lun, chap_user, \
+        sealed_chap_secret, initiator_iqn, attached_at) \
+        SELECT gen_random_uuid(), '123456789012', 'vol-0' || substr(md5(n::text), 1, 16), \
+        'i-0' || substr(md5((n / 20)::text), 1, 16), '/dev/sd' || chr(98 + n / 2 % 10), chr(98 + n / 2 % 10), 'attached', \
+        n::text, 1, '', '', '', timestamptz '2026-01-01Z' + n * interval '1 second' \
+        FROM generate_series(2, {VOLUMES}, 2) n",
+    "INSERT INTO tags (resource_id, key, value, account_id, resource_type) \
+        SELECT 'vol-0' || substr(md5(n::text), 1, 16), key, value, '123456789012', 'volume' \
+        FROM generate_series(1, {VOLUMES}) n, LATERAL (VALUES ('Name', 'volume ' || n), ('environment', 'production'), \
+        ('team', 'team ' || n % 10)) tags (key, value)",
+];
+
 /// The data and the database, for as long as the measurements last.
 pub struct World {
     dir: TempDir,
@@ -124,15 +147,23 @@ impl World {
     async fn fill(&self) -> Result<()> {
         println!("fills the table with {VOLUMES} volumes");
         let client = self.connect().await?;
-        let insert = "INSERT INTO volumes \
-            (id, account_id, zone, node, size_gib, volume_type, iops, throughput, state) \
-            SELECT 'vol-0' || substr(md5(n::text), 1, 16), $1, 'us-east-1a', 'storage-a', 8, 'gp3', 3000, 125, \
-            'available' FROM generate_series(1, $2::bigint) n";
-        client.execute(insert, &[&ACCOUNT, &VOLUMES]).await?;
+        for statement in FILL {
+            client.batch_execute(&statement.replace("{VOLUMES}", &VOLUMES.to_string())).await?;
+        }
         // So that neither happens by itself while something is measured.
-        client.batch_execute("VACUUM ANALYZE volumes").await?;
+        client.batch_execute("VACUUM ANALYZE").await?;
         client.batch_execute("CHECKPOINT").await?;
         Ok(())
+    }
+
+    /// The id of the volume that was made first.
+    pub async fn first_volume(&self) -> Result<String> {
+        Ok(self
+            .connect()
+            .await?
+            .query_one("SELECT id FROM volumes ORDER BY created_at LIMIT 1", &[])
+            .await?
+            .try_get(0)?)
     }
 
     /// The id of a volume in the middle of the table.

@@ -5,7 +5,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{Array, Int4, Int8, Nullable, Text, Timestamptz};
 use diesel_async::RunQueryDsl;
 
-use super::statement::{Condition, Statement};
+use super::statement::{Condition, Rows, Statement};
 use super::{Conn, Result};
 use crate::ids::InstanceId;
 use crate::state::InstanceState;
@@ -92,13 +92,13 @@ pub async fn by_ids(
 }
 
 /// Instances of the account behind `after`, at most `limit`.
-pub async fn page(
-    conn: &mut Conn,
+pub async fn page<'a>(
+    conn: &'a mut Conn,
     account_id: &str,
     after: Option<&str>,
     limit: i64,
     conditions: &[Condition],
-) -> Result<Vec<DescribedInstance>> {
+) -> Result<Rows<'a, DescribedInstance>> {
     let query: Statement<Row> = Statement::new(SELECT)
         .text(account_id)
         .sql(" AND i.id > ")
@@ -106,7 +106,7 @@ pub async fn page(
         .conditions(conditions, ID)
         .sql(" ORDER BY i.id LIMIT ")
         .number(limit);
-    Ok(query.load(conn).await?)
+    query.rows(conn).await
 }
 
 /// Which of these ids the account has.

@@ -4,7 +4,7 @@ use diesel_async::RunQueryDsl;
 
 use super::modifications::Modification;
 use super::schema::volume_modifications;
-use super::statement::{Condition, Statement};
+use super::statement::{Condition, Rows, Statement};
 use super::{Conn, Result};
 use crate::ids::VolumeId;
 
@@ -32,13 +32,13 @@ pub async fn by_ids(
 }
 
 /// The latest modifications of the account's volumes behind `after`, at most `limit`.
-pub async fn page(
-    conn: &mut Conn,
+pub async fn page<'a>(
+    conn: &'a mut Conn,
     account_id: &str,
     after: Option<&str>,
     limit: i64,
     conditions: &[Condition],
-) -> Result<Vec<Modification>> {
+) -> Result<Rows<'a, Modification>> {
     let query: Statement<volume_modifications::SqlType> = Statement::new(SELECT)
         .text(account_id)
         .sql(" AND m.volume_id > ")
@@ -49,5 +49,5 @@ pub async fn page(
         .conditions(conditions, ID)
         .sql(" ORDER BY m.volume_id LIMIT ")
         .number(limit);
-    Ok(query.load(conn).await?)
+    query.rows(conn).await
 }

@@ -10,7 +10,7 @@ use diesel::sql_types::{Array, Bool, Int4, Int8, Nullable, Text, Timestamptz};
 use diesel_async::RunQueryDsl;
 
 use super::snapshot_permissions::EVERYBODY;
-use super::statement::{Condition, Statement};
+use super::statement::{Condition, Rows, Statement};
 use super::{Conn, Result};
 use crate::ids::{SnapshotId, VolumeId};
 use crate::state::SnapshotState;
@@ -217,15 +217,15 @@ pub async fn by_ids(
 }
 
 /// Snapshots in scope behind `after`, at most `limit`.
-pub async fn page(
-    conn: &mut Conn,
+pub async fn page<'a>(
+    conn: &'a mut Conn,
     scope: &Scope<'_>,
     after: Option<&str>,
     limit: i64,
     conditions: &[Condition],
-) -> Result<Vec<DescribedSnapshot>> {
+) -> Result<Rows<'a, DescribedSnapshot>> {
     let range = Range::Page { after: after.unwrap_or_default(), limit };
-    Ok(scope.statement(range, conditions).load(conn).await?)
+    scope.statement(range, conditions).rows(conn).await
 }
 
 /// Which of these ids the account has.

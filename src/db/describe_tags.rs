@@ -6,7 +6,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Nullable, Text};
 use diesel_async::RunQueryDsl;
 
-use super::statement::{Condition, Statement};
+use super::statement::{Condition, Rows, Statement};
 use super::{Conn, Result};
 use crate::ids::{InstanceId, SnapshotId, VolumeId};
 
@@ -24,13 +24,13 @@ pub struct DescribedTag {
 }
 
 /// Tags of the account behind the pair `after` of resource and key, at most `limit`.
-pub async fn page(
-    conn: &mut Conn,
+pub async fn page<'a>(
+    conn: &'a mut Conn,
     account_id: &str,
     after: Option<(&str, &str)>,
     limit: i64,
     conditions: &[Condition],
-) -> Result<Vec<DescribedTag>> {
+) -> Result<Rows<'a, DescribedTag>> {
     let (resource_id, key) = after.unwrap_or_default();
     let query: Statement<(Text, Text, Text, Text)> =
         Statement::new("SELECT g.resource_id, g.resource_type, g.key, g.value FROM tags g WHERE g.account_id = ")
@@ -43,7 +43,7 @@ pub async fn page(
             .conditions(conditions, "g.resource_id")
             .sql(" ORDER BY g.resource_id, g.key LIMIT ")
             .number(limit);
-    Ok(query.load(conn).await?)
+    query.rows(conn).await
 }
 
 /// Puts tags on a resource that is being made.

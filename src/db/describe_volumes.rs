@@ -1,4 +1,4 @@
-//! Volumes as a describe shows them: with their attachment and their tags, in one statement.
+//! Volumes as a describe shows them: with their attachments and their tags, in one statement.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,10 +9,10 @@ use diesel::sql_types::{Array, Bool, Int4, Nullable, Text, Timestamptz};
 use diesel_async::RunQueryDsl;
 
 use super::gather::Batch;
-use super::statement::{Condition, Statement};
+use super::statement::{Condition, Rows, Statement, Subject};
 use super::{Conn, Result};
-use crate::ids::{InstanceId, SnapshotId, VolumeId};
-use crate::state::{AttachmentState, VolumeState};
+use crate::ids::{SnapshotId, VolumeId};
+use crate::state::VolumeState;
 
 /// A volume with what hangs on it.
 #[derive(Debug, Clone, Queryable)]
@@ -45,16 +45,16 @@ pub struct DescribedVolume {
     pub multi_attach: bool,
     /// The volume it is a copy of.
     pub source_volume_id: Option<VolumeId>,
-    /// Its live attachment; the fields are there all or none.
-    pub instance_id: Option<InstanceId>,
-    /// The device name, as the caller wrote it.
-    pub device: Option<String>,
-    /// How the attachment stands.
-    pub attachment_state: Option<AttachmentState>,
-    /// When it was asked for.
-    pub attached_at: Option<DateTime<Utc>>,
-    /// Whether the volume goes with the instance.
-    pub delete_on_termination: Option<bool>,
+    /// The instances of its live attachments, oldest first, one field in each of the five lists.
+    pub instance_ids: Option<Vec<String>>,
+    /// The device names, as the callers wrote them.
+    pub devices: Option<Vec<String>>,
+    /// How the attachments stand.
+    pub attachment_states: Option<Vec<String>>,
+    /// When they were asked for.
+    pub attached_at: Option<Vec<DateTime<Utc>>>,
+    /// Whether the volume goes with the instances.
+    pub delete_on_termination: Option<Vec<bool>>,
     /// The keys of its tags, sorted.
     pub tag_keys: Vec<String>,
     /// Their values, in the order of the keys.
@@ -76,26 +76,31 @@ type Row = (
     Bool,
     Bool,
     Nullable<Text>,
-    Nullable<Text>,
-    Nullable<Text>,
-    Nullable<Text>,
-    Nullable<Timestamptz>,
-    Nullable<Bool>,
+    Nullable<Array<Text>>,
+    Nullable<Array<Text>>,
+    Nullable<Array<Text>>,
+    Nullable<Array<Timestamptz>>,
+    Nullable<Array<Bool>>,
     Array<Text>,
     Array<Text>,
 );
 
-/// The expression of a volume's id, for tags; conditions may also use the aliases `v` (volumes) and `a` (attachments).
+/// The expression of a volume's id, for tags; conditions may also use the alias `v` (volumes).
 const ID: &str = "v.id";
 
+/// The attachments are looked for row by row: a join would be merged, and walk through all attachments for a page at the end.
 const SELECT: &str = "SELECT v.account_id, v.id, v.size_gib, v.snapshot_id, v.zone, v.state, v.created_at, \
     v.volume_type, v.iops, \
     v.throughput, v.initialization_rate, v.encrypted, v.multi_attach, v.source_volume_id, \
-    a.instance_id, a.device, a.state, a.attached_at, a.delete_on_termination, \
-    ARRAY(SELECT key FROM tags WHERE resource_id = v.id ORDER BY key), \
-    ARRAY(SELECT value FROM tags WHERE resource_id = v.id ORDER BY key) \
+    a.instance_ids, a.devices, a.states, a.attached_at, a.delete_on_termination, \
+    ARRAY(SELECT key FROM tags WHERE account_id = v.account_id AND resource_id = v.id ORDER BY key), \
+    ARRAY(SELECT value FROM tags WHERE account_id = v.account_id AND resource_id = v.id ORDER BY key) \
     FROM volumes v \
-    LEFT JOIN attachments a ON a.volume_id = v.id AND a.state <> 'detached'";
+    LEFT JOIN LATERAL (SELECT array_agg(instance_id) AS instance_ids, array_agg(device) AS devices, \
+        array_agg(state) AS states, array_agg(attached_at) AS attached_at, \
+        array_agg(delete_on_termination) AS delete_on_termination \
+        FROM (SELECT * FROM attachments WHERE account_id = v.account_id AND volume_id = v.id AND state <> 'detached' \
+            ORDER BY attached_at, id) AS sorted) a ON true";
 
 /// The volumes of these ids that the account has. Who is missing is not there.
 pub async fn by_ids(
@@ -135,22 +140,89 @@ impl Batch for One {
 }
 
 /// Volumes of the account behind `after`, at most `limit`.
-pub async fn page(
-    conn: &mut Conn,
+///
+/// First the ids of the page are found in an index that has all that the conditions look at, then the page is read. What a
+/// planner would make of one join depends on how many rows it guesses to fit; and it guesses without the values.
+pub async fn page<'a>(
+    conn: &'a mut Conn,
     account_id: &str,
     after: Option<&str>,
     limit: i64,
     conditions: &[Condition],
-) -> Result<Vec<DescribedVolume>> {
-    let query: Statement<Row> = Statement::new(SELECT)
-        .sql(" WHERE v.account_id = ")
-        .text(account_id)
-        .sql(" AND v.state <> 'deleted' AND v.id > ")
-        .text(after.unwrap_or_default())
-        .conditions(conditions, ID)
-        .sql(" ORDER BY v.id LIMIT ")
-        .number(limit);
-    Ok(query.load(conn).await?)
+) -> Result<Rows<'a, DescribedVolume>> {
+    let query = Statement::new(SELECT).sql(" WHERE v.id = ANY(ARRAY(");
+    let page = Page { account_id, after: after.unwrap_or_default(), limit };
+    let query: Statement<Row> = match conditions {
+        [only] if is_of_attachments(only) => page.of_attachments(query, only),
+        [only] if is_of_tags(only) => page.of_tags(query, only),
+        _ => page.of_volumes(query, conditions),
+    };
+    query.sql(")) AND v.state <> 'deleted' ORDER BY v.id").rows(conn).await
+}
+
+fn is_of_attachments(condition: &Condition) -> bool {
+    matches!(condition.subject, Subject::VolumeAttachment(_) | Subject::VolumeAttachmentInstant(_))
+}
+
+fn is_of_tags(condition: &Condition) -> bool {
+    matches!(condition.subject, Subject::Tag(_) | Subject::AnyTagKey | Subject::AnyTagValue)
+}
+
+/// The ids of a page, each by the index that is walked in the order of the ids until the page is full.
+struct Page<'a> {
+    account_id: &'a str,
+    after: &'a str,
+    limit: i64,
+}
+
+impl Page<'_> {
+    fn of_volumes(&self, query: Statement<Row>, conditions: &[Condition]) -> Statement<Row> {
+        self.start(query, "SELECT v.id FROM volumes v WHERE v.state <> 'deleted' AND v.account_id = ", " AND v.id > ")
+            .conditions(conditions, ID)
+            .sql(" ORDER BY v.id LIMIT ")
+            .number(self.limit)
+    }
+
+    /// Only what is there can be attached.
+    fn of_attachments(&self, query: Statement<Row>, condition: &Condition) -> Statement<Row> {
+        const SELECT: &str =
+            "SELECT DISTINCT b.volume_id FROM attachments b WHERE b.state <> 'detached' AND b.account_id = ";
+        self.start(query, SELECT, " AND b.volume_id > ")
+            .sql(" AND ")
+            .of_attachment(condition)
+            .sql(" ORDER BY b.volume_id LIMIT ")
+            .number(self.limit)
+    }
+
+    /// The tags of a volume go with it. A tag is most often asked for by key and value, to find the one volume that has it:
+    /// there is an index for that.
+    fn of_tags(&self, query: Statement<Row>, condition: &Condition) -> Statement<Row> {
+        const SELECT: &str = "SELECT DISTINCT t.resource_id FROM tags t WHERE t.account_id = ";
+        const BEHIND: &str = " AND t.resource_id > ";
+        if let (Subject::Tag(key), true) = (&condition.subject, condition.values.like.is_empty()) {
+            let query = query
+                .sql("SELECT DISTINCT u.resource_id FROM unnest(")
+                .texts(&condition.values.exact)
+                .sql(") AS x (value) CROSS JOIN LATERAL (");
+            return self
+                .start(query, "SELECT t.resource_id FROM tags t WHERE t.account_id = ", BEHIND)
+                .sql(" AND t.key = ")
+                .text(key)
+                .sql(" AND t.value = x.value AND t.resource_type = 'volume' ORDER BY t.resource_id LIMIT ")
+                .number(self.limit)
+                .sql(") u ORDER BY u.resource_id LIMIT ")
+                .number(self.limit);
+        }
+        self.start(query, SELECT, BEHIND)
+            .sql(" AND ")
+            .of_tag(condition)
+            .sql(" AND t.resource_type = 'volume' ORDER BY t.resource_id LIMIT ")
+            .number(self.limit)
+    }
+
+    fn start(&self, query: Statement<Row>, select: &'static str, behind: &'static str) -> Statement<Row> {
+        query.sql(select).text(self.account_id).sql(behind).text(self.after)
+    }
 }
 
 /// Which of these ids the account has: tells an id that a filter hides from one that is not there.

@@ -6,13 +6,22 @@
 //! `sql_query` is parsed and planned anew each time, for a second round trip.)
 
 use std::marker::PhantomData;
+use std::pin::Pin;
 
+use chrono::{DateTime, NaiveDateTime, Utc};
 use diesel::pg::Pg;
 use diesel::prelude::*;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
-use diesel::sql_types::{Array, BigInt, Double, Text};
+use diesel::sql_types::{Array, BigInt, Double, Text, Timestamptz};
+use diesel_async::RunQueryDsl;
+use diesel_async::methods::LoadQuery;
+use futures_util::{Stream, StreamExt};
 
+use super::{Conn, Error, Result};
 use crate::ids::{Id, Kind};
+
+/// Rows as they come from the database, so that a page of any length never is in memory twice.
+pub type Rows<'a, T> = Pin<Box<dyn Stream<Item = Result<T>> + Send + 'a>>;
 
 /// A statement under construction; its rows have the SQL type `R`.
 #[derive(Debug)]
@@ -27,6 +36,7 @@ enum Piece {
     Sql(&'static str),
     Text(String),
     Texts(Vec<String>),
+    Times(Vec<DateTime<Utc>>),
     Number(i64),
     Fraction(f64),
 }
@@ -47,8 +57,15 @@ pub enum Subject {
     Expression(&'static str),
     /// Several such expressions: that one of them is selected is enough.
     Any(&'static [&'static str]),
-    /// The same of an attachment, alias `b`: one of the live ones of the instance `i`.
-    Attachment(&'static str),
+    /// The same of an attachment, alias `b`: one of the live ones that a condition, which comes first, tells to be of the
+    /// resource.
+    Attachment(&'static str, &'static str),
+    /// The same of an attachment, alias `b`: one of the live ones of the volume `v`.
+    VolumeAttachment(&'static str),
+    /// An instant of the volume `v`.
+    Instant(Instant),
+    /// An instant of an attachment, alias `b`: of one of the live ones of the volume `v`.
+    VolumeAttachmentInstant(Instant),
     /// The tag `g` that is listed itself: its key must be this, its value is compared.
     ListedTag(String),
     /// The value of the tag with this key.
@@ -57,6 +74,15 @@ pub enum Subject {
     AnyTagKey,
     /// The value of any tag.
     AnyTagValue,
+}
+
+/// An instant that is shown as a text. Texts are dear to make: where whole ones are asked for, instants are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Instant {
+    /// The expression of the instant as it is shown, to the millisecond.
+    pub at: &'static str,
+    /// The expression of the text: `2026-01-31T12:00:00.000Z`.
+    pub text: &'static str,
 }
 
 /// A filter: what must be one of these values.
@@ -118,7 +144,7 @@ impl<R> Statement<R> {
     /// Adds `AND …` for each condition. `resource` is the expression of the id that tags hang on.
     #[must_use]
     pub fn conditions(mut self, conditions: &[Condition], resource: &'static str) -> Self {
-        for Condition { subject, values } in conditions {
+        for condition @ Condition { subject, values } in conditions {
             // Callers choose the mix of filters; remembering each would fill the connection's memory.
             self.cached = false;
             self = match subject {
@@ -127,23 +153,68 @@ impl<R> Statement<R> {
                     .iter()
                     .fold(self.sql(" AND (false"), |this, expression| this.sql(" OR ").any(expression, values))
                     .sql(")"),
-                Subject::Attachment(expression) => self
-                    .sql(" AND EXISTS (SELECT FROM attachments b WHERE b.instance_id = i.id AND b.state <> 'detached' AND ")
+                Subject::Attachment(of, expression) => self
+                    .sql(" AND EXISTS (SELECT FROM attachments b WHERE b.state <> 'detached' AND ")
+                    .sql(of)
+                    .sql(" AND ")
                     .any(expression, values)
                     .sql(")"),
+                Subject::VolumeAttachment(_) | Subject::VolumeAttachmentInstant(_) => self
+                    .sql(
+                        " AND EXISTS (SELECT FROM attachments b WHERE b.account_id = v.account_id AND b.volume_id = v.id \
+                         AND b.state <> 'detached' AND ",
+                    )
+                    .of_attachment(condition)
+                    .sql(")"),
+                Subject::Instant(instant) => self.sql(" AND ").instant(*instant, values),
                 Subject::ListedTag(key) => self.sql(" AND g.key = ").text(key).sql(" AND ").any("g.value", values),
-                Subject::Tag(key) => {
-                    self.tag(resource).sql(" AND t.key = ").text(key).sql(" AND ").any("t.value", values).sql(")")
-                }
-                Subject::AnyTagKey => self.tag(resource).sql(" AND ").any("t.key", values).sql(")"),
-                Subject::AnyTagValue => self.tag(resource).sql(" AND ").any("t.value", values).sql(")"),
+                Subject::Tag(_) | Subject::AnyTagKey | Subject::AnyTagValue => self
+                    .sql(" AND EXISTS (SELECT FROM tags t WHERE t.resource_id = ")
+                    .sql(resource)
+                    .sql(" AND ")
+                    .of_tag(condition)
+                    .sql(")"),
             };
         }
         self
     }
 
-    fn tag(self, resource: &'static str) -> Self {
-        self.sql(" AND EXISTS (SELECT FROM tags t WHERE t.resource_id = ").sql(resource)
+    /// What a condition on attachments says of `b`.
+    #[must_use]
+    pub fn of_attachment(mut self, condition: &Condition) -> Self {
+        self.cached = false;
+        match &condition.subject {
+            Subject::VolumeAttachment(expression) => self.any(expression, &condition.values),
+            Subject::VolumeAttachmentInstant(instant) => self.instant(*instant, &condition.values),
+            _ => self.sql("false"),
+        }
+    }
+
+    /// What a condition on tags says of `t`.
+    #[must_use]
+    pub fn of_tag(mut self, condition: &Condition) -> Self {
+        self.cached = false;
+        match &condition.subject {
+            Subject::Tag(key) => self.sql("t.key = ").text(key).sql(" AND ").any("t.value", &condition.values),
+            Subject::AnyTagKey => self.any("t.key", &condition.values),
+            Subject::AnyTagValue => self.any("t.value", &condition.values),
+            _ => self.sql("false"),
+        }
+    }
+
+    /// An instant that one of the values selects. A text that no instant is shown as selects none.
+    fn instant(self, instant: Instant, values: &Values) -> Self {
+        let times = values.exact.iter().filter_map(|text| read_time(text)).collect();
+        let exact = |mut this: Self| {
+            this = this.sql(instant.at).sql(" = ANY(");
+            this.pieces.push(Piece::Times(times));
+            this.sql(")")
+        };
+        if values.like.is_empty() {
+            return exact(self);
+        }
+        let like = Values { exact: Vec::new(), like: values.like.clone() };
+        exact(self.sql("(")).sql(" OR ").any(instant.text, &like).sql(")")
     }
 
     fn any(self, expression: &'static str, values: &Values) -> Self {
@@ -156,6 +227,24 @@ impl<R> Statement<R> {
             (false, false) => like(exact(self.sql("(")).sql(" OR ")).sql(")"),
         }
     }
+}
+
+impl<R: 'static> Statement<R> {
+    /// Runs it and gives its rows as they come.
+    pub async fn rows<'a, T>(self, conn: &'a mut Conn) -> Result<Rows<'a, T>>
+    where
+        Self: LoadQuery<'static, Conn, T>,
+        T: 'a,
+    {
+        Ok(self.load_stream(conn).await?.map(|row| row.map_err(Error::from)).boxed())
+    }
+}
+
+/// Reads an instant as it is shown.
+fn read_time(text: &str) -> Option<DateTime<Utc>> {
+    const SHOWN: &str = "%Y-%m-%dT%H:%M:%S%.3fZ";
+    let time = NaiveDateTime::parse_from_str(text, SHOWN).ok()?;
+    (time.format(SHOWN).to_string() == text).then(|| time.and_utc())
 }
 
 impl<R> Query for Statement<R> {
@@ -178,6 +267,7 @@ impl<R> QueryFragment<Pg> for Statement<R> {
                 Piece::Sql(sql) => out.push_sql(sql),
                 Piece::Text(value) => out.push_bind_param::<Text, _>(value)?,
                 Piece::Texts(values) => out.push_bind_param::<Array<Text>, _>(values)?,
+                Piece::Times(values) => out.push_bind_param::<Array<Timestamptz>, _>(values)?,
                 Piece::Number(value) => out.push_bind_param::<BigInt, _>(value)?,
                 Piece::Fraction(value) => out.push_bind_param::<Double, _>(value)?,
             }

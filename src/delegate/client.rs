@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use super::peer::{Peer, Problem};
 use super::reading;
 use super::source::{Grant, Piece, RestoreSpec, SnapshotSource, Summary};
-use super::wire::{self, Call, DetachSpec, GrowSpec, RestoreCall};
+use super::wire::{self, Call, DetachSpec, EndExports, GrowSpec, RestoreCall};
 use super::{
     ConnectSpec, CopySpec, DelegateError, Detach, DiskSpec, ExportSpec, Generation, Growth, Pause, PauseSpec, Portal,
     Result, Secret, SnapshotMethod, SnapshotReport, SnapshotSpec, StorageObservation, VmmDelegate, VmmObservation,
@@ -179,8 +179,9 @@ impl VolumeDelegate for Client {
         self.ensure("ensure_exported", SHORT, generation, spec).await
     }
 
-    async fn ensure_not_exported(&self, generation: Generation, volume: &VolumeId) -> Result<()> {
-        self.ensure("ensure_not_exported", SHORT, generation, volume).await
+    async fn ensure_not_exported(&self, generation: Generation, volume: &VolumeId, but: &[String]) -> Result<()> {
+        let body = EndExports { generation, volume: volume.clone(), but: but.to_vec() };
+        self.call("ensure_not_exported", SHORT, &body).await
     }
 
     async fn observe(&self) -> Result<StorageObservation> {

@@ -183,9 +183,9 @@ impl<D: VolumeDelegate + ?Sized + 'static> VolumeDelegate for Guarded<D> {
         self.guarded(Some(generation), &[spec.volume.as_str()], call).await
     }
 
-    async fn ensure_not_exported(&self, generation: Generation, volume: &VolumeId) -> Result<()> {
-        let own = volume.clone();
-        let call = |inner: Arc<D>| async move { inner.ensure_not_exported(generation, &own).await };
+    async fn ensure_not_exported(&self, generation: Generation, volume: &VolumeId, but: &[String]) -> Result<()> {
+        let (own, but) = (volume.clone(), but.to_vec());
+        let call = |inner: Arc<D>| async move { inner.ensure_not_exported(generation, &own, &but).await };
         self.guarded(Some(generation), &[volume.as_str()], call).await
     }
 
@@ -338,7 +338,7 @@ mod tests {
         async fn ensure_exported(&self, _: Generation, _: &ExportSpec) -> Result<Portal> {
             Err(DelegateError::fatal("not asked for here"))
         }
-        async fn ensure_not_exported(&self, _: Generation, _: &VolumeId) -> Result<()> {
+        async fn ensure_not_exported(&self, _: Generation, _: &VolumeId, _: &[String]) -> Result<()> {
             self.call("not exported").await
         }
         async fn observe(&self) -> Result<StorageObservation> {
@@ -353,7 +353,7 @@ mod tests {
         for generation in [5, 5, 7] {
             guarded.ensure_no_volume(Generation(generation), &volume).await.unwrap();
         }
-        let refused = guarded.ensure_not_exported(Generation(6), &volume).await.unwrap_err();
+        let refused = guarded.ensure_not_exported(Generation(6), &volume, &[]).await.unwrap_err();
         assert_eq!(refused, DelegateError::stale(Generation(7), Generation(6)));
         guarded.ensure_no_volume(Generation(1), &VolumeId::generate()).await.unwrap();
         assert_eq!(slow.seen().len(), 8, "{:?}", slow.seen());
@@ -367,7 +367,7 @@ mod tests {
         let (on_volume, on_snapshot) = (Arc::clone(&guarded), Arc::clone(&guarded));
         let first = tokio::spawn(async move { on_snapshot.ensure_snapshot(Generation(9), &spec).await });
         slow.until(1).await;
-        let second = tokio::spawn(async move { on_volume.ensure_not_exported(Generation(8), &volume).await });
+        let second = tokio::spawn(async move { on_volume.ensure_not_exported(Generation(8), &volume, &[]).await });
         slow.let_one_go();
         slow.let_one_go();
         first.await.unwrap().unwrap();
@@ -381,12 +381,12 @@ mod tests {
         let guarded = Guarded { lock_wait: Duration::from_millis(50), ..Guarded::in_memory(Arc::clone(&slow)) };
         let first = guarded.ensure_no_volume(Generation(1), &volume);
         assert!(tokio::time::timeout(Duration::from_millis(20), first).await.is_err());
-        let refused = guarded.ensure_not_exported(Generation(2), &volume).await.unwrap_err();
+        let refused = guarded.ensure_not_exported(Generation(2), &volume, &[]).await.unwrap_err();
         assert_eq!(refused.kind, ErrorKind::Busy, "{refused}");
         assert_eq!(slow.seen(), ["no volume begins"]);
         slow.let_one_go();
         slow.let_one_go();
-        guarded.ensure_not_exported(Generation(2), &volume).await.unwrap();
+        guarded.ensure_not_exported(Generation(2), &volume, &[]).await.unwrap();
         assert_eq!(slow.seen()[1..], ["no volume ends", "not exported begins", "not exported ends"]);
     }
 }

@@ -121,7 +121,8 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-/// An iSCSI export as a storage node shall have it, and as an initiator logs in to it. One target a volume.
+/// An iSCSI export as a storage node shall have it, and as an initiator logs in to it. One target an attachment, so that what is
+/// done to one of several attachments of a volume touches no session of another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExportSpec {
     /// The volume behind it.
@@ -137,6 +138,16 @@ pub struct ExportSpec {
     pub chap_secret: Secret,
     /// The one initiator that may log in.
     pub initiator_iqn: String,
+    /// The names of the targets of the volume's other attachments, where it may have several.
+    #[serde(default)]
+    pub beside: Vec<String>,
+}
+
+impl ExportSpec {
+    /// Whether a target is that of another attachment of the volume.
+    pub fn is_beside(&self, iqn: &str) -> bool {
+        self.beside.iter().any(|name| name == iqn)
+    }
 }
 
 /// Where an export is served.
@@ -422,12 +433,13 @@ pub trait VolumeDelegate: SnapshotSource {
     /// Removes the snapshot, and what an unfinished try left of it.
     async fn ensure_no_snapshot(&self, generation: Generation, spec: &SnapshotSpec) -> Result<()>;
 
-    /// Serves the volume to one initiator. Removes exports of the same volume under other names that nobody is logged in
-    /// to; refuses (Retry) while somebody is.
+    /// Serves the volume to one initiator. Removes exports of the same volume under other names, those beside it apart, that
+    /// nobody is logged in to; refuses (Retry) while somebody is.
     async fn ensure_exported(&self, generation: Generation, spec: &ExportSpec) -> Result<Portal>;
 
-    /// Ends every export of the volume. Refuses (Retry) while an initiator is logged in: no un-export under a live session.
-    async fn ensure_not_exported(&self, generation: Generation, volume: &VolumeId) -> Result<()>;
+    /// Ends every export of the volume but those of these names. Refuses (Retry) while an initiator is logged in to one that is
+    /// to end: no un-export under a live session.
+    async fn ensure_not_exported(&self, generation: Generation, volume: &VolumeId, but: &[String]) -> Result<()>;
 
     /// Reports what is there.
     async fn observe(&self) -> Result<StorageObservation>;

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::reading::{self, Granted, Question};
-use super::wire::{self, Call, DetachSpec, GrowSpec, RestoreCall};
+use super::wire::{self, Call, DetachSpec, EndExports, GrowSpec, RestoreCall};
 use super::{DelegateError, Result, VmmDelegate, VolumeDelegate};
 use crate::config::{ConfigError, SecretSource};
 use crate::ids::SnapshotId;
@@ -73,8 +73,8 @@ impl StorageService {
                 written(node.ensure_exported(call.generation, &call.spec).await)
             }
             "ensure_not_exported" => {
-                let call: Call<_> = read(body)?;
-                written(node.ensure_not_exported(call.generation, &call.spec).await)
+                let call: EndExports = read(body)?;
+                written(node.ensure_not_exported(call.generation, &call.volume, &call.but).await)
             }
             "observe" => written(node.observe().await),
             _ => Err(unknown(verb)),

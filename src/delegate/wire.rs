@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::source::{Grant, RestoreSpec};
 use super::{DelegateError, DiskSpec, ErrorKind, Generation};
 use crate::config::{ConfigError, SecretSource};
+use crate::ids::VolumeId;
 
 /// The service in the signatures' scope.
 pub const SERVICE: &str = "vbs-delegate";
@@ -27,6 +28,19 @@ pub struct Call<T> {
     pub generation: Generation,
     /// What shall be.
     pub spec: T,
+}
+
+/// The body of `ensure_not_exported`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct EndExports {
+    /// The caller's fencing token.
+    pub generation: Generation,
+    /// The volume whose exports shall end.
+    #[serde(rename = "spec")]
+    pub volume: VolumeId,
+    /// The names of those that shall not.
+    #[serde(default)]
+    pub but: Vec<String>,
 }
 
 /// The specification of `ensure_detached`.

@@ -11,8 +11,8 @@ use std::sync::LazyLock;
 use super::error::ApiResult;
 use super::query::Params;
 use super::{
-    Api, Call, account_attributes, attachments, copy_snapshot, copy_volumes, create_snapshots, create_volume,
-    describe_snapshots, instance_attributes, instance_status, instance_types, instances, modify_volume,
+    Api, Call, account_attributes, addresses, attachments, copy_snapshot, copy_volumes, create_snapshots,
+    create_volume, describe_snapshots, instance_attributes, instance_status, instance_types, instances, modify_volume,
     snapshot_attributes, snapshots, sts, tags, volume_attributes, volume_modifications, volume_status, volumes, zones,
 };
 
@@ -42,6 +42,7 @@ pub static ACTIONS: &[Action] = &[
         name: "DescribeAccountAttributes",
         run: |_, call, params| Box::pin(async { account_attributes::describe(call, params) }),
     },
+    Action { name: "DescribeAddresses", run: |_, call, params| Box::pin(async { addresses::describe(call, params) }) },
     Action {
         name: "DescribeAvailabilityZones",
         run: |api, call, params| Box::pin(async { zones::describe_availability_zones(api, call, params) }),

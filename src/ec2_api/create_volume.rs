@@ -113,12 +113,7 @@ impl Request {
 
     /// Checks what EC2 checks after DryRun.
     fn check_late(&self, shape: &Shape) -> ApiResult<()> {
-        if self.multi_attach == Some(true) {
-            return Err(invalid_combination(format!(
-                "The parameter multi-attach-enabled is not supported for {} volumes.",
-                shape.volume_type
-            )));
-        }
+        volume_types::check_multi_attach(self.multi_attach, shape.volume_type)?;
         match &self.token {
             Some(token) if token.chars().count() > MAX_TOKEN => {
                 Err(invalid_value(format!("Client token must be less than or equal to {MAX_TOKEN} characters.")))
@@ -172,6 +167,7 @@ pub async fn create(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
             iops: shape.iops(size_gib),
             throughput: shape.throughput,
             initialization_rate: request.rate,
+            multi_attach: request.multi_attach == Some(true),
             snapshot_id: snapshot.clone(),
             client_token: request.token.clone(),
             request_digest: digest.as_ref().map(hex::encode),

@@ -72,8 +72,8 @@ pub async fn describe(api: &Api, call: &Call, mut params: Params) -> ApiResult<S
     xml.open("instanceStatusSet");
     let token = loop {
         let rows = table::page(&mut conn, account, page.after.as_deref(), page.fetch(), &conditions).await?;
-        let onward = page.write(&mut xml, &rows, |row| row.id.to_string(), |xml, row| item(xml, row, &api.region));
-        match onward {
+        let onward = page.write(&mut xml, rows, |row| row.id.to_string(), |xml, row| item(xml, row, &api.region));
+        match onward.await? {
             Onward::Fetch => {}
             Onward::End => break None,
             Onward::Token(token) => break Some(token),

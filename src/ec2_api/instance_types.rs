@@ -3,6 +3,8 @@
 //! A machine of two processors and 4 GiB is a `vbs.2x4096`; there are as many types as the machines have shapes. Clients ask
 //! for how many volumes fit (`maximumEbsAttachments`), so that is what is told beside processors and memory.
 
+use futures_util::stream;
+
 use crate::db::instances::{self, Shape};
 
 use super::error::{ApiError, ApiResult};
@@ -48,8 +50,10 @@ pub async fn describe(api: &Api, call: &Call, mut params: Params) -> ApiResult<S
     let token = loop {
         let behind = types.partition_point(|(name, _)| page.after.as_ref().is_some_and(|after| name <= after));
         let fetch = usize::try_from(page.fetch()).unwrap_or(usize::MAX);
-        let rows = &types[behind..types.len().min(behind.saturating_add(fetch))];
-        match page.write(&mut xml, rows, |row| row.0.clone(), |xml, (name, shape)| item(xml, name, *shape, most)) {
+        let rows = stream::iter(types[behind..].iter().take(fetch).map(Ok::<_, ApiError>));
+        let onward =
+            page.write(&mut xml, rows, |row| row.0.clone(), |xml, (name, shape)| item(xml, name, *shape, most));
+        match onward.await? {
             Onward::Fetch => {}
             Onward::End => break None,
             Onward::Token(token) => break Some(token),

@@ -47,11 +47,11 @@ pub async fn describe(api: &Api, call: &Call, mut params: Params) -> ApiResult<S
         let rows = table::page(&mut conn, account, page.after.as_deref(), page.fetch(), &conditions).await?;
         let onward = page.write(
             &mut xml,
-            &rows,
+            rows,
             |row| row.id.to_string(),
             |xml, row| reservation(xml, row, account, &api.region),
         );
-        match onward {
+        match onward.await? {
             Onward::Fetch => {}
             Onward::End => break None,
             Onward::Token(token) => break Some(token),

@@ -10,6 +10,7 @@
 
 mod account_attributes;
 pub mod actions;
+mod addresses;
 mod attachments;
 mod auth;
 mod copy_snapshot;

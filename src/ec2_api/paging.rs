@@ -3,8 +3,9 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures_util::{Stream, StreamExt};
 
-use super::error::ApiResult;
+use super::error::{ApiError, ApiResult};
 use super::faults::{clip, invalid_combination, invalid_value};
 use super::query::Params;
 use super::xml::Xml;
@@ -17,8 +18,9 @@ const MOST_UNASKED: i32 = 20_000;
 /// About how long an answer may become, in bytes: room for more than ten thousand volumes with a few tags each. With the most
 /// and longest tags a row has a hundred thousand bytes; such a page ends early.
 const MOST_BYTES: usize = 16 << 20;
-/// How many rows are fetched at once.
-const CHUNK: i32 = 250;
+/// The most rows of one statement: a page of any length takes one, an answer to a caller who asked for no pages several, so that
+/// not many are read in vain when it ends early.
+const CHUNK: i32 = MOST;
 
 /// `MaxResults` and `NextToken` as they came.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -109,35 +111,38 @@ impl Page {
         i64::from(self.left.min(CHUNK)) + 1
     }
 
-    /// Writes the `item`s of the rows that were fetched, as many as the page has room for, and moves behind the last one. Tells
-    /// how it goes on.
-    pub fn write<R>(
+    /// Writes the `item`s of the rows as they come, as many as the page has room for, and moves behind the last one. Tells how
+    /// it goes on.
+    pub async fn write<R, E>(
         &mut self,
         xml: &mut Xml,
-        rows: &[R],
+        mut rows: impl Stream<Item = Result<R, E>> + Unpin,
         key: impl Fn(&R) -> String,
         mut item: impl FnMut(&mut Xml, &R),
-    ) -> Onward {
-        let room = usize::try_from(self.left.min(CHUNK)).unwrap_or(0);
-        let mut shown = 0;
-        for row in rows.iter().take(room) {
-            xml.items([row], &mut item);
-            shown += 1;
-            if xml.len() >= MOST_BYTES {
-                self.left = shown;
+    ) -> ApiResult<Onward>
+    where
+        ApiError: From<E>,
+    {
+        let end = self.left - self.left.min(CHUNK);
+        let (mut last, mut more) = (None, false);
+        while let Some(row) = rows.next().await {
+            let row = row?;
+            if self.left <= end {
+                more = true;
                 break;
             }
+            xml.items([&row], &mut item);
+            self.left = if xml.len() < MOST_BYTES { self.left - 1 } else { 0 };
+            last = Some(row);
         }
-        self.left -= shown;
-        let shown = usize::try_from(shown).unwrap_or(0);
-        if let Some(last) = shown.checked_sub(1).and_then(|last| rows.get(last)) {
-            self.after = Some(key(last));
+        if let Some(last) = last {
+            self.after = Some(key(&last));
         }
-        match (&self.after, rows.len() > shown) {
-            (Some(after), true) if self.left <= 0 => Onward::Token(write(after, self.kind)),
-            (_, true) => Onward::Fetch,
-            (_, false) => Onward::End,
-        }
+        Ok(match &self.after {
+            Some(after) if more && self.left <= 0 => Onward::Token(write(after, self.kind)),
+            _ if more => Onward::Fetch,
+            _ => Onward::End,
+        })
     }
 }
 
@@ -169,6 +174,7 @@ fn read(token: &str, kind: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::stream;
 
     const RULES: PageRules = PageRules { ids_set: "volumeIdsSet", kind: "volume", zero_is_none: false };
 
@@ -178,12 +184,12 @@ mod tests {
     }
 
     /// Reads a table of `rows` numbers page by page, as a client does.
-    fn walk(rows: u32, max_results: Option<i32>) -> Vec<Vec<u32>> {
-        walk_long(rows, max_results, "")
+    async fn walk(rows: u32, max_results: Option<i32>) -> Vec<Vec<u32>> {
+        walk_long(rows, max_results, "").await
     }
 
     /// The same, when every row has this text too.
-    fn walk_long(rows: u32, max_results: Option<i32>, text: &str) -> Vec<Vec<u32>> {
+    async fn walk_long(rows: u32, max_results: Option<i32>, text: &str) -> Vec<Vec<u32>> {
         let (mut pages, mut token) = (Vec::new(), None);
         loop {
             let mut page = page(max_results, token.as_deref(), false).unwrap();
@@ -191,12 +197,12 @@ mod tests {
             let mut shown = Vec::new();
             token = loop {
                 let start = page.after.as_ref().map_or(0, |after| after.parse::<u32>().unwrap() + 1);
-                let fetched: Vec<u32> = (start..rows).take(usize::try_from(page.fetch()).unwrap()).collect();
-                let onward = page.write(&mut xml, &fetched, u32::to_string, |xml, row| {
+                let fetched = (start..rows).take(usize::try_from(page.fetch()).unwrap()).map(Ok::<_, ApiError>);
+                let onward = page.write(&mut xml, stream::iter(fetched), u32::to_string, |xml, row| {
                     shown.push(*row);
                     xml.text("text", text);
                 });
-                match onward {
+                match onward.await.unwrap() {
                     Onward::Fetch => {}
                     Onward::End => break None,
                     Onward::Token(token) => break Some(token),
@@ -209,11 +215,11 @@ mod tests {
         }
     }
 
-    #[test]
-    fn walking_the_pages_shows_every_row_once() {
+    #[tokio::test]
+    async fn walking_the_pages_shows_every_row_once() {
         for rows in [0, 1, 4, 5, 6, 10, 11, 999, 1_000, 1_001, 2_500] {
             for max in [None, Some(5), Some(7), Some(1_000), Some(5_000)] {
-                let pages = walk(rows, max);
+                let pages = walk(rows, max).await;
                 assert_eq!(pages.concat(), (0..rows).collect::<Vec<_>>(), "{rows} by {max:?}");
                 let most = usize::try_from(max.unwrap_or(20_000).min(20_000)).unwrap();
                 assert!(pages.iter().all(|page| page.len() <= most));
@@ -222,20 +228,20 @@ mod tests {
         }
     }
 
-    #[test]
-    fn an_answer_without_max_results_has_an_end() {
-        assert_eq!(walk(20_001, None).iter().map(Vec::len).collect::<Vec<_>>(), [20_000, 1]);
+    #[tokio::test]
+    async fn an_answer_without_max_results_has_an_end() {
+        assert_eq!(walk(20_001, None).await.iter().map(Vec::len).collect::<Vec<_>>(), [20_000, 1]);
     }
 
-    #[test]
-    fn rows_with_much_text_make_pages_shorter_but_none_is_lost() {
+    #[tokio::test]
+    async fn rows_with_much_text_make_pages_shorter_but_none_is_lost() {
         let text = "x".repeat(1 << 20);
         for max in [None, Some(1_000)] {
-            let pages = walk_long(40, max, &text);
+            let pages = walk_long(40, max, &text).await;
             assert_eq!(pages.concat(), (0..40).collect::<Vec<_>>());
             assert_eq!(pages.iter().map(Vec::len).collect::<Vec<_>>(), [16, 16, 8]);
         }
-        assert_eq!(walk_long(16, None, &text).len(), 1, "no token for nothing");
+        assert_eq!(walk_long(16, None, &text).await.len(), 1, "no token for nothing");
     }
 
     #[test]

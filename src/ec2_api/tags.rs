@@ -67,8 +67,8 @@ pub async fn describe(api: &Api, call: &Call, mut params: Params) -> ApiResult<S
     let token = loop {
         let after = page.after.as_deref().and_then(|after| after.split_once('/'));
         let rows = table::page(&mut conn, &call.caller.account_id, after, page.fetch(), &conditions).await?;
-        let onward = page.write(&mut xml, &rows, |row| format!("{}/{}", row.resource_id, row.key), item);
-        match onward {
+        let onward = page.write(&mut xml, rows, |row| format!("{}/{}", row.resource_id, row.key), item);
+        match onward.await? {
             Onward::Fetch => {}
             Onward::End => break None,
             Onward::Token(token) => break Some(token),

@@ -66,7 +66,7 @@ pub async fn describe(api: &Api, call: &Call, mut params: Params) -> ApiResult<S
     xml.open("volumeModificationSet");
     let token = loop {
         let rows = table::page(&mut conn, account, page.after.as_deref(), page.fetch(), &conditions).await?;
-        match page.write(&mut xml, &rows, |row| row.volume_id.to_string(), item) {
+        match page.write(&mut xml, rows, |row| row.volume_id.to_string(), item).await? {
             Onward::Fetch => {}
             Onward::End => break None,
             Onward::Token(token) => break Some(token),

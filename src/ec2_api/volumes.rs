@@ -3,9 +3,9 @@
 use diesel_async::AsyncConnection;
 
 use crate::db::Conn;
-use crate::db::attachments;
+use crate::db::attachments as attachment_rows;
 use crate::db::describe_volumes::{self as table, DescribedVolume};
-use crate::db::statement::{Condition, Subject, Values};
+use crate::db::statement::{Condition, Instant, Subject, Values};
 use crate::db::volumes as volume_rows;
 use crate::ids::VolumeId;
 use crate::state::VolumeState;
@@ -79,8 +79,8 @@ pub async fn describe(api: &Api, call: &Call, mut params: Params) -> ApiResult<S
     let token = loop {
         let rows = table::page(&mut conn, account, page.after.as_deref(), page.fetch(), &conditions).await?;
         let onward =
-            page.write(&mut xml, &rows, |row| row.id.to_string(), |xml, row| item(xml, row, account, &api.region));
-        match onward {
+            page.write(&mut xml, rows, |row| row.id.to_string(), |xml, row| item(xml, row, account, &api.region));
+        match onward.await? {
             Onward::Fetch => {}
             Onward::End => break None,
             Onward::Token(token) => break Some(token),
@@ -90,21 +90,34 @@ pub async fn describe(api: &Api, call: &Call, mut params: Params) -> ApiResult<S
     Ok(xml.finish())
 }
 
+const CREATE_TIME: Instant = Instant {
+    at: "v.created_at",
+    text: r#"to_char(v.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"#,
+};
+
+const ATTACH_TIME: Instant = Instant {
+    at: "date_trunc('second', b.attached_at)",
+    text: r#"to_char(b.attached_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS".000Z"')"#,
+};
+
 /// What a filter looks at.
 fn condition(filter: &Filter, region: &Region) -> Condition {
+    let subject = |subject| Condition { subject, values: filter.values() };
     let expression = match filter.name.as_str() {
-        "attachment.attach-time" => r#"to_char(a.attached_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS".000Z"')"#,
-        "attachment.delete-on-termination" => "a.delete_on_termination::text",
-        "attachment.device" => "a.device",
-        "attachment.instance-id" => "a.instance_id",
-        "attachment.status" => "a.state",
+        "attachment.attach-time" => return subject(Subject::VolumeAttachmentInstant(ATTACH_TIME)),
+        "attachment.delete-on-termination" => {
+            return subject(Subject::VolumeAttachment("b.delete_on_termination::text"));
+        }
+        "attachment.device" => return subject(Subject::VolumeAttachment("b.device")),
+        "attachment.instance-id" => return subject(Subject::VolumeAttachment("b.instance_id")),
+        "attachment.status" => return subject(Subject::VolumeAttachment("b.state")),
         "availability-zone" => "v.zone",
         "availability-zone-id" => {
             let zones = region.zones.iter().filter(|zone| filter.matches(&zone.id)).map(|zone| zone.name.clone());
             let values = Values { exact: zones.collect(), like: Vec::new() };
             return Condition { subject: Subject::Expression("v.zone"), values };
         }
-        "create-time" => r#"to_char(v.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"#,
+        "create-time" => return subject(Subject::Instant(CREATE_TIME)),
         "encrypted" => "v.encrypted::text",
         "fast-restored" | "operator.managed" => "'false'::text",
         "multi-attach-enabled" => "v.multi_attach::text",
@@ -117,7 +130,7 @@ fn condition(filter: &Filter, region: &Region) -> Condition {
         "volume-type" => "v.volume_type",
         _ => return tags::condition(filter),
     };
-    Condition { subject: Subject::Expression(expression), values: filter.values() }
+    subject(Subject::Expression(expression))
 }
 
 /// A volume as DescribeVolumes shows it: an empty `snapshotId` and `attachmentSet` stay, an empty `tagSet` does not.
@@ -130,7 +143,7 @@ fn item(xml: &mut Xml, row: &DescribedVolume, account: &str, region: &Region) {
         .text("availabilityZoneId", region.zone_id(&row.zone))
         .plain("status", row.state)
         .time("createTime", row.created_at)
-        .element("attachmentSet", |xml| attachment(xml, row));
+        .element("attachmentSet", |xml| attachments(xml, row));
     tags::set(xml, &row.tag_keys, &row.tag_values);
     xml.plain("volumeType", &row.volume_type)
         .optional_plain("iops", row.iops)
@@ -145,19 +158,20 @@ fn item(xml: &mut Xml, row: &DescribedVolume, account: &str, region: &Region) {
         });
 }
 
-fn attachment(xml: &mut Xml, row: &DescribedVolume) {
-    let (Some(instance), Some(device), Some(state), Some(at)) =
-        (&row.instance_id, &row.device, row.attachment_state, row.attached_at)
+fn attachments(xml: &mut Xml, row: &DescribedVolume) {
+    let (Some(instances), Some(devices), Some(states), Some(times), Some(ends)) =
+        (&row.instance_ids, &row.devices, &row.attachment_states, &row.attached_at, &row.delete_on_termination)
     else {
         return;
     };
-    xml.element("item", |xml| {
+    let all = instances.iter().zip(devices).zip(states).zip(times).zip(ends);
+    xml.items(all, |xml, ((((instance, device), state), at), ends)| {
         xml.plain("volumeId", &row.id)
-            .plain("instanceId", instance)
+            .text("instanceId", instance)
             .text("device", device)
-            .plain("status", state)
-            .second("attachTime", at)
-            .plain("deleteOnTermination", row.delete_on_termination.unwrap_or(false));
+            .text("status", state)
+            .second("attachTime", *at)
+            .plain("deleteOnTermination", ends);
     });
 }
 
@@ -173,12 +187,12 @@ pub async fn delete(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
         if delete_volume::start(conn, &id).await? {
             return Ok(());
         }
-        match attachments::live_of_volume(conn, &id).await?.first() {
-            Some((row, _)) => {
-                Err(ApiError::new("VolumeInUse", format!("Volume {id} is currently attached to {}", row.instance_id)))
-            }
-            None => Err(faults::no_volume(&id)),
+        let live = attachment_rows::live_of_volume(conn, &id).await?;
+        if live.is_empty() {
+            return Err(faults::no_volume(&id));
         }
+        let instances: Vec<&str> = live.iter().map(|(row, _)| row.instance_id.as_str()).collect();
+        Err(ApiError::new("VolumeInUse", format!("Volume {id} is currently attached to {}", instances.join(", "))))
     })
     .await?;
     api.wake.wake();

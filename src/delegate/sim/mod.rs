@@ -441,6 +441,7 @@ mod tests {
             chap_user: "user".into(),
             chap_secret: Secret("secret-enough".into()),
             initiator_iqn: vmm.initiator_iqn("m1").await.unwrap(),
+            beside: Vec::new(),
         };
         let uuid = vmm.observe().await.unwrap().machines[0].uuid.clone();
         let machine = MachineRef { name: "m1".into(), uuid };
@@ -502,7 +503,7 @@ mod tests {
         vmm.ensure_paused(G, &rest).await.unwrap();
         cloud.stop_machine("m1");
         assert_eq!(vmm.ensure_resumed(G, &rest).await.unwrap(), Pause::Broken);
-        storage.ensure_not_exported(G, &disk.volume).await.expect("its log-in went with it");
+        storage.ensure_not_exported(G, &disk.volume, &[]).await.expect("its log-in went with it");
         let before = vmm.observe().await.unwrap().machines;
         cloud.start_machine("m1");
         let after = vmm.observe().await.unwrap().machines;

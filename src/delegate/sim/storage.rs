@@ -273,22 +273,26 @@ impl VolumeDelegate for SimStorage {
     async fn ensure_exported(&self, _: Generation, spec: &ExportSpec) -> Result<Portal> {
         target::check(spec)?;
         let export = |state: &mut State| {
-            refuse_under_session(state, &self.node, |other| other.volume == spec.volume && other.iqn != spec.iqn)?;
+            let ends = |other: &ExportSpec| {
+                other.volume == spec.volume && other.iqn != spec.iqn && !spec.is_beside(&other.iqn)
+            };
+            refuse_under_session(state, &self.node, ends)?;
             let node = node(state, &self.node)?;
             if !node.volumes.contains_key(&spec.volume) {
                 return Err(missing(&spec.volume));
             }
-            node.exports.retain(|_, other| other.volume != spec.volume);
+            node.exports.retain(|_, other| !ends(other));
             node.exports.insert(spec.iqn.clone(), spec.clone());
             Ok(self.portal())
         };
         self.cloud.call("ensure_exported", export).await
     }
 
-    async fn ensure_not_exported(&self, _: Generation, volume: &VolumeId) -> Result<()> {
+    async fn ensure_not_exported(&self, _: Generation, volume: &VolumeId, but: &[String]) -> Result<()> {
+        let ends = |export: &ExportSpec| export.volume == *volume && !but.contains(&export.iqn);
         let end = |state: &mut State| {
-            refuse_under_session(state, &self.node, |export| export.volume == *volume)?;
-            node(state, &self.node)?.exports.retain(|_, export| export.volume != *volume);
+            refuse_under_session(state, &self.node, ends)?;
+            node(state, &self.node)?.exports.retain(|_, export| !ends(export));
             Ok(())
         };
         self.cloud.call("ensure_not_exported", end).await

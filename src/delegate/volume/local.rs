@@ -149,8 +149,8 @@ impl VolumeDelegate for LocalStorage {
         self.target.ensure_exported(spec, &self.volumes.path(&spec.volume)).await
     }
 
-    async fn ensure_not_exported(&self, _: Generation, volume: &VolumeId) -> Result<()> {
-        self.target.ensure_not_exported(volume).await
+    async fn ensure_not_exported(&self, _: Generation, volume: &VolumeId, but: &[String]) -> Result<()> {
+        self.target.ensure_not_exported(volume, but).await
     }
 
     async fn observe(&self) -> Result<StorageObservation> {

@@ -1,0 +1,193 @@
+//! `DescribeVolumes` of many: pages, filters over all there is, and a batch of ids as the Kubernetes driver sends it.
+//!
+//! moto knows no pages: it answers with all that it has. So its page is that of a moto with 1,000 volumes in it, which is the best
+//! that it can do; its filters go over as many volumes as those of vbs.
+
+use std::time::Instant;
+
+use crate::client::{Client, element, send};
+use crate::load::{self, Measured, Requests};
+use crate::moto::Moto;
+use crate::report::{Report, Target, median};
+use crate::world::{Gateway, VOLUMES, World};
+use crate::{ROUNDS, Result};
+
+const CONNECTIONS: usize = 2;
+const TURN: std::time::Duration = std::time::Duration::from_secs(3);
+/// A page.
+const PAGE: usize = 1_000;
+/// Ids in a batch.
+const BATCH: usize = 500;
+/// How often each is asked for; the median counts.
+const TIMES: usize = 15;
+
+/// The filters: of each a value that few volumes have or none, so that all must be looked at, and one that most have, where there is
+/// one, so that the page is full.
+const FILTERS: [(&str, &str, Option<&str>); 27] = [
+    ("attachment.attach-time", "2026-01-01T00:00:02.000Z", Some("2026-01-*")),
+    ("attachment.delete-on-termination", "true", Some("false")),
+    ("attachment.device", "/dev/sdz", Some("/dev/sd?")),
+    ("attachment.instance-id", "i-0cfcd208495d565ef", Some("i-*")),
+    ("attachment.status", "detaching", Some("attached")),
+    ("availability-zone", "us-east-1b", Some("us-east-1a")),
+    ("availability-zone-id", "use1-az2", Some("use1-az1")),
+    ("create-time", "2026-01-01T00:00:02.000Z", Some("2026-01-*")),
+    ("create-time", "1926-*", None),
+    ("encrypted", "true", Some("false")),
+    ("fast-restored", "true", Some("false")),
+    ("multi-attach-enabled", "true", Some("false")),
+    ("operator.managed", "true", Some("false")),
+    ("operator.principal", "nobody", None),
+    ("size", "16384", Some("*")),
+    ("snapshot-id", "snap-0123456789abcdef0", None),
+    ("status", "error", Some("available")),
+    ("tag:Name", "volume 77777", Some("volume *")),
+    ("tag:Name", "*lume 77777", None),
+    ("tag:environment", "test", Some("production")),
+    ("tag-key", "owner", Some("environment")),
+    ("tag-key", "own*", Some("*")),
+    ("tag-value", "test", Some("production")),
+    ("volume-id", "vol-0123456789abcdef0", Some("vol-*")),
+    ("volume-id", "*0123456789abcdef0", None),
+    ("volume-initialization-rate", "100", None),
+    ("volume-type", "st1", Some("gp3")),
+];
+
+/// Measures all of it.
+pub async fn measure(world: &World, gateway: &Gateway, report: &mut Report) -> Result<()> {
+    let moto = Moto::start(PAGE, &world.file("moto-page.log")).await?;
+    let ids = of_moto(&moto.client).await?;
+    full_pages(&gateway.client, &moto.client, report).await?;
+    batches(&gateway.client, &moto.client, &ids[..BATCH], report).await?;
+    ends(&gateway.client, report).await?;
+    drop(moto);
+    filters(world, &gateway.client, report).await
+}
+
+/// The ids of the volumes in moto, which are the first that were made.
+async fn of_moto(moto: &Client) -> Result<Vec<String>> {
+    let answer = moto.call("DescribeVolumes", &[]).await?;
+    let mut ids: Vec<String> = answer.split("<volumeId>").skip(1).map(|rest| rest[..21].to_owned()).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    if ids.len() == PAGE { Ok(ids) } else { Err(format!("{} volumes in moto", ids.len()).into()) }
+}
+
+/// Pages of 1,000.
+async fn full_pages(vbs: &Client, moto: &Client, report: &mut Report) -> Result<()> {
+    report.heading(&format!(
+        "DescribeVolumes, pages of {PAGE} of {VOLUMES} with tags and attachments, {CONNECTIONS} connections"
+    ));
+    let page = vbs.request("DescribeVolumes", &[("MaxResults", &PAGE.to_string())]);
+    let all = moto.request("DescribeVolumes", &[]);
+    compare((vbs, page), (moto, all), Target::AtLeast(20.0), report).await
+}
+
+/// 500 ids in one call.
+async fn batches(vbs: &Client, moto: &Client, ids: &[String], report: &mut Report) -> Result<()> {
+    report.heading(&format!("DescribeVolumes of {BATCH} ids in one call, {CONNECTIONS} connections"));
+    let names: Vec<String> = (1..=ids.len()).map(|n| format!("VolumeId.{n}")).collect();
+    let parameters: Vec<(&str, &str)> = names.iter().map(String::as_str).zip(ids.iter().map(String::as_str)).collect();
+    let request = |client: &Client| client.request("DescribeVolumes", &parameters);
+    compare((vbs, request(vbs)), (moto, request(moto)), Target::AtLeast(20.0), report).await
+}
+
+async fn compare(vbs: (&Client, Vec<u8>), moto: (&Client, Vec<u8>), target: Target, report: &mut Report) -> Result<()> {
+    let mut turns = [Vec::<Measured>::new(), Vec::new()];
+    for _ in 0..ROUNDS {
+        for (turns, (client, request)) in turns.iter_mut().zip([&vbs, &moto]) {
+            turns.push(load::run(client.address, CONNECTIONS, TURN, Requests::Same(request.clone())).await?);
+        }
+    }
+    let figures = turns.map(|turns| {
+        let of = |figure: fn(&Measured) -> f64| median(&turns.iter().map(figure).collect::<Vec<_>>());
+        (of(|m| m.rate), of(|m| m.p50_ms))
+    });
+    let [vbs, moto] = figures;
+    for (name, (rate, p50_ms)) in [("moto, with 1,000 volumes in all", moto), ("vbs", vbs)] {
+        report.figure(name, format!("{rate:.1}/s, p50 {p50_ms:.1} ms"));
+    }
+    report.ratio("vbs to moto", "", vbs.0 / moto.0, "", target);
+    Ok(())
+}
+
+/// The first page and the last.
+async fn ends(vbs: &Client, report: &mut Report) -> Result<()> {
+    report.heading(&format!("The first page of {PAGE} and the last, one connection"));
+    let size = PAGE.to_string();
+    let mut token = String::new();
+    let mut last = vbs.request("DescribeVolumes", &[("MaxResults", &size)]);
+    let first = last.clone();
+    let mut pages = 1;
+    loop {
+        let answer = String::from_utf8(send(vbs.address, &last).await?.body)?;
+        match element(&answer, "nextToken") {
+            Ok(next) => next.clone_into(&mut token),
+            Err(_) => break,
+        }
+        last = vbs.request("DescribeVolumes", &[("MaxResults", &size), ("NextToken", &token)]);
+        pages += 1;
+    }
+    let (mut of_first, mut of_last) = (Vec::new(), Vec::new());
+    for _ in 0..TIMES {
+        of_first.push(ask(vbs, &first).await?);
+        of_last.push(ask(vbs, &last).await?);
+    }
+    let (of_first, of_last) = (median(&of_first), median(&of_last));
+    report.figure("the first page", format!("{of_first:.1} ms"));
+    report.figure(&format!("page {pages}, the last"), format!("{of_last:.1} ms"));
+    let apart = (of_last / of_first).max(of_first / of_last);
+    report.ratio("the slower to the faster", "", apart, "", Target::AtMost(1.5));
+    Ok(())
+}
+
+/// Each filter.
+async fn filters(world: &World, vbs: &Client, report: &mut Report) -> Result<()> {
+    let volumes = usize::try_from(VOLUMES)?;
+    let moto = Moto::start(volumes, &world.file("moto-filters.log")).await?;
+    report.heading(&format!(
+        "DescribeVolumes by a filter over {VOLUMES}, medians: when it selects few; a page of {PAGE} when it selects most; moto, few"
+    ));
+    let mut slowest = (0.0, "");
+    for (name, few, most) in FILTERS {
+        let mut medians = Vec::new();
+        for value in [Some(few), most].into_iter().flatten() {
+            let request = filtered(vbs, name, value);
+            let mut took = Vec::new();
+            for _ in 0..TIMES {
+                took.push(ask(vbs, &request).await?);
+            }
+            let took = median(&took);
+            slowest = if took > slowest.0 { (took, name) } else { slowest };
+            medians.push(format!("{took:6.1} ms"));
+        }
+        if most.is_none() {
+            medians.push(format!("{:9}", "-"));
+        }
+        let of_moto = match ask(&moto.client, &filtered(&moto.client, name, few)).await {
+            Ok(took) => format!("{took:6.0} ms"),
+            Err(_) => "refused".to_owned(),
+        };
+        report.figure(&format!("{name}={few}"), format!("{}, {of_moto:>9}", medians.join(", ")));
+    }
+    report.ratio("the slowest of vbs", slowest.1, slowest.0, " ms", Target::AtMost(50.0));
+    Ok(())
+}
+
+fn filtered(client: &Client, name: &str, value: &str) -> Vec<u8> {
+    let size = PAGE.to_string();
+    client.request(
+        "DescribeVolumes",
+        &[("MaxResults", size.as_str()), ("Filter.1.Name", name), ("Filter.1.Value.1", value)],
+    )
+}
+
+/// Asks once over a connection of its own, and tells how many milliseconds the answer took.
+async fn ask(client: &Client, request: &[u8]) -> Result<f64> {
+    let start = Instant::now();
+    let answer = send(client.address, request).await?;
+    if answer.status != 200 {
+        return Err(format!("answered {}: {}", answer.status, String::from_utf8_lossy(&answer.body)).into());
+    }
+    Ok(start.elapsed().as_secs_f64() * 1e3)
+}
