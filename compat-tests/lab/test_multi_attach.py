@@ -30,7 +30,7 @@ def test_both_guests_of_a_node_share_a_volume_and_one_goes_on_when_the_other_is_
         cloud.ask_to_attach(volume, "old", "/dev/sdg")
         wait_for("both to be attached", lambda: list(states().values()) == ["attached"] * 2, 400, 0.1)
         assert sessions() == 2
-        assert (new.disks(), old.disks()) == ({"xvdf": 4 << 30}, {"xvdg": 4 << 30})
+        wait_for("their disks", lambda: (new.disks(), old.disks()) == ({"xvdf": 4 << 30}, {"xvdg": 4 << 30}), 120)
 
         # What one has written the other reads, past its own cache.
         written = new.fill("xvdf", seed=21, mib=4)
@@ -51,6 +51,7 @@ def test_both_guests_of_a_node_share_a_volume_and_one_goes_on_when_the_other_is_
         new.stop_counting("xvdf")
         cloud.ask_to_attach(volume, "old", "/dev/sdg")
         wait_for("both to be attached", lambda: list(states().values()) == ["attached"] * 2, 400, 0.1)
+        wait_for("its disk", lambda: old.disks() == {"xvdg": 4 << 30}, 120)
         written = old.fill("xvdg", seed=22, mib=4)
         new.run("echo 3 > /proc/sys/vm/drop_caches")
         assert new.checksum("xvdf", mib=4) == written
