@@ -19,6 +19,10 @@ pub struct Config {
     pub zones: Vec<String>,
     /// The key under which secrets are encrypted at rest: 32 bytes as 64 hexadecimal digits.
     pub master_key: SecretSource,
+    /// Further keys, under which secrets may still be encrypted: the former one while `vbs master-key rotate` has not
+    /// finished, or the coming one while not all gateways encrypt under it.
+    #[serde(default)]
+    pub further_master_keys: Vec<SecretSource>,
     /// The naming authority that target names start with (RFC 3720, 3.2.6.3.1), such as `iqn.2026-01.net.example`.
     #[serde(default = "defaults::iqn_prefix")]
     pub iqn_prefix: String,

@@ -71,7 +71,7 @@ impl Gateway {
         if let Some(name) = config.gateway.throttle.actions.keys().find(|name| ec2_api::actions::find(name).is_none()) {
             return Err(ConfigError::Invalid(format!("gateway.throttle.actions: there is no action {name}")).into());
         }
-        let sealer = Sealer::new(&config.master_key.read()?)?;
+        let sealer = Sealer::of(&config)?;
         let database_url = config.database.url()?;
         if config.database.migrate {
             db::migrate(&database_url).await?;

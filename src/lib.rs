@@ -10,7 +10,7 @@
 //! | [`delegate`] | storage and hypervisor nodes: traits, drivers, HTTP client and server (never sees [`db`]) |
 //! | [`workers`] | the workflow engine, the workflows, the sweeper |
 //! | [`ec2_api`] | the EC2 Query API (never sees [`delegate`]) |
-//! | [`delegates`], [`gateway`], [`credentials`] | the roles, put together from the parts |
+//! | [`delegates`], [`gateway`], [`credentials`], [`master_key`] | the roles, put together from the parts |
 //! | [`dev`] | `vbs dev`: a private Postgres, tgtd and guests |
 //! | [`cli`] | the subcommands |
 //!
@@ -26,6 +26,7 @@ pub mod dev;
 pub mod ec2_api;
 pub mod gateway;
 pub mod ids;
+pub mod master_key;
 pub mod seal;
 pub mod server;
 pub mod sigv4;

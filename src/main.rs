@@ -34,6 +34,9 @@ enum Command {
     /// Access keys: who signs requests
     #[command(subcommand)]
     AccessKey(cli::access_key::AccessKey),
+    /// Master keys: what secrets are encrypted under
+    #[command(subcommand)]
+    MasterKey(cli::master_key::MasterKey),
     /// Instances: the machines that hypervisor nodes report
     #[command(subcommand)]
     Instance(cli::instance::Instance),
@@ -62,6 +65,7 @@ async fn main() -> ExitCode {
         Command::Migrate(file) => cli::migrate(file).await,
         Command::Account(command) => command.run().await,
         Command::AccessKey(command) => command.run().await,
+        Command::MasterKey(command) => command.run().await,
         Command::Instance(command) => command.run().await,
         Command::Node(command) => command.run().await,
         Command::Workflow(command) => command.run().await,

@@ -30,7 +30,7 @@ use chrono::{DateTime, Duration, SecondsFormat, Utc};
 use hyper::HeaderMap;
 
 pub use key::SigningKey;
-pub use sign::{Outgoing, sign};
+pub use sign::{Outgoing, presign, sign};
 
 /// How far a client's clock may be from ours, either way.
 pub const CLOCK_WINDOW: Duration = Duration::minutes(15);

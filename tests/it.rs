@@ -12,6 +12,8 @@ mod api_front;
 mod api_instances;
 #[path = "it/api_modify.rs"]
 mod api_modify;
+#[path = "it/api_multi_attach.rs"]
+mod api_multi_attach;
 #[path = "it/api_pages.rs"]
 mod api_pages;
 #[path = "it/api_quotas.rs"]
@@ -36,6 +38,10 @@ mod dev;
 mod docs;
 #[path = "it/layers.rs"]
 mod layers;
+#[path = "it/master_key.rs"]
+mod master_key;
+#[path = "it/node_to_node.rs"]
+mod node_to_node;
 #[path = "it/nodes.rs"]
 mod nodes;
 #[path = "it/repairs.rs"]
@@ -56,3 +62,5 @@ mod targets;
 mod vmm_qemu;
 #[path = "it/workflows.rs"]
 mod workflows;
+#[path = "it/zones.rs"]
+mod zones;

@@ -318,6 +318,8 @@ class Cloud:
     def attach(self, volume, guest, device="/dev/sdf"):
         self.ask_to_attach(volume, guest, device)
         self.wait_for(volume, lambda: self.attachment_state(volume), "attached")
+        # A guest's kernel says that it is connected a moment before it makes the disk.
+        wait_for(f"the disk in {guest}", lambda: f"xvd{device[-1]}" in self.lab.guest(guest).disks(), 60, 0.1)
 
     def ask_to_attach(self, volume, guest, device="/dev/sdf"):
         arguments = ["--volume-id", volume, "--instance-id", self.instances[guest], "--device", device]
@@ -361,7 +363,7 @@ class Cloud:
             return not last["left"]
 
         try:
-            wait_for("nothing to be left", none, 60, 1)
+            wait_for("nothing to be left", none, 120, 1)
         except LabError:
             raise AssertionError(f"left behind: {last['left']}") from None
 

@@ -42,12 +42,12 @@ def test_a_nearly_full_pool_refuses_what_is_new_and_no_attached_volume_sees_an_e
         assert 90 <= share < 100, share
 
         # The gateway knows it once it has looked at the node again; what it took before, the node refuses.
-        wait_for("the refusal", lambda: refused(cloud), 60, 0.5)
+        wait_for("the refusal", lambda: refused(cloud), 240, 0.5)
         with pytest.raises(CliError, match="InsufficientVolumeCapacity"):
             cloud.aws("create-volume", "--availability-zone", ZONE, "--snapshot-id", snapshot)
 
         now = guest.counted("xvdf")
-        wait_for("the guest to go on", lambda: guest.counted("xvdf").last > now.last + 20, 120, 0.3)
+        wait_for("the guest to go on", lambda: guest.counted("xvdf").last > now.last + 20, 240, 0.3)
         assert guest.counted("xvdf").failed == 0
         guest.stop_counting("xvdf")
         guest.run("dmesg | grep -i 'error.*xvd' && exit 1 || true")
@@ -58,7 +58,7 @@ def test_a_nearly_full_pool_refuses_what_is_new_and_no_attached_volume_sees_an_e
         cloud.delete_snapshot(snapshot)
 
         # Room that was given back is seen.
-        again = wait_for("room", lambda: accepted(cloud), 60, 1)
+        again = wait_for("room", lambda: accepted(cloud), 240, 1)
         cloud.wait_for(again, lambda: cloud.volume_state(again), "available")
         cloud.delete_volume(again)
         cloud.detach(counted)

@@ -1,4 +1,5 @@
-"""Delegates that are killed, nodes that lose their power or sight of each other: afterwards what vbs says is so.
+"""Delegates that are killed, a target that is started anew, nodes that lose their power or sight of each other: afterwards what
+vbs says is so.
 
 An attached volume is attached, with its bytes; work that was half done is done or undone; what is deleted is gone.
 """
@@ -9,7 +10,7 @@ import pytest
 
 from cloud import PATIENCE, ZONE, Cloud, on_xen
 from machine import wait_for
-from pair import numbers, one_instant
+from pair import PLACES, numbers, one_instant
 
 # Takes the place of a program that the delegate runs. When it is called with such words, once, it kills its caller, and then
 # does what it was called for: what a delegate has begun goes on without it.
@@ -62,9 +63,12 @@ def killed(*moments):
 
 
 @pytest.fixture(scope="module")
-def cloud(lab):
-    with Cloud(lab, "thin", "lio") as made:
+def cloud(lab, request):
+    with Cloud(lab, *request.param.split("-")) as made:
         yield made
+
+
+thin_lio, thick_tgt = (pytest.mark.parametrize("cloud", [chain], indirect=True) for chain in ("thin-lio", "thick-tgt"))
 
 
 def told(cloud, volume):
@@ -88,6 +92,53 @@ def count_on(guest, device="xvdf", more=5, seconds=240):
     return guest.counted(device)
 
 
+@thick_tgt
+def test_a_tgtd_that_is_started_anew_gets_its_exports_back_and_a_killed_copy_of_a_snapshot_is_made_anew(
+    lab, cloud, storage, xen
+):
+    guest = lab.guest("new")
+    volume = cloud.create_volume(1)
+    cloud.attach(volume, "new")
+    set_patience(xen, 600)
+    written = guest.fill("xvdf", seed=6, mib=16)
+
+    # The first time before it is cut or just then, the second while it is copied.
+    with killed((cloud.storage, "runs", "lvcreate", "-s"), (cloud.storage, "exists", "/dev/vbs/snap-*[!w]")):
+        snapshot = cloud.aws("create-snapshot", "--volume-id", volume)["SnapshotId"]
+        wait_for("the first kill", lambda: not cloud.storage.runs(), PATIENCE)
+        (shown,) = cloud.aws("describe-snapshots", "--snapshot-ids", snapshot)["Snapshots"]
+        assert shown["State"] == "pending"
+    assert guest.checksum("xvdf", mib=16) == written
+
+    guest.count("xvdf")
+    # What was written before is all over the disk.
+    count_on(guest, more=PLACES)
+    # More than once: what the initiator finds, no target or half a one, depends on when it looks.
+    for _ in range(3):
+        storage.sh("kill -9 $(pidof tgtd)")
+        wait_for("tgtd to end", lambda: storage.run("pidof", "tgtd", check=False).status != 0, 30)
+        storage.run("/lab/start-tgtd")
+        assert count_on(guest).failed == 0
+    assert told(cloud, volume) == ATTACHED
+    guest.stop_counting("xvdf")
+    last = guest.counted("xvdf").last
+    cloud.detach(volume)
+    on_disk = numbers(storage, f"/dev/vbs/{volume}")
+    assert max(on_disk) == last
+    assert one_instant(on_disk)
+
+    cloud.wait_for(snapshot, lambda: cloud.snapshot_state(snapshot), "completed")
+    cloud.delete_volume(volume)
+    second = cloud.create_volume(snapshot=snapshot)
+    cloud.attach(second, "new")
+    assert guest.checksum("xvdf", mib=16) == written
+    cloud.detach(second)
+    cloud.delete_volume(second)
+    cloud.delete_snapshot(snapshot)
+    cloud.assert_nothing_left()
+
+
+@thin_lio
 def test_delegates_killed_in_the_middle_of_each_step_of_the_walk_lose_and_leave_nothing(lab, cloud):
     guest, storage, xen = lab.guest("new"), cloud.storage, cloud.xen
     targets = "/sys/kernel/config/target"
@@ -104,7 +155,7 @@ def test_delegates_killed_in_the_middle_of_each_step_of_the_walk_lose_and_leave_
         cloud.ask_to_attach(volume, "new")
     cloud.wait_for(volume, lambda: cloud.attachment_state(volume), "attached")
     assert told(cloud, volume) == ATTACHED
-    assert guest.disks() == {"xvdf": 1 << 30}
+    wait_for("the guest's disk", lambda: guest.disks() == {"xvdf": 1 << 30}, 60, 0.2)
     written = guest.fill("xvdf", seed=3, mib=8)
 
     with killed((storage, "runs", "lvcreate", "-s")):
@@ -141,6 +192,7 @@ def test_delegates_killed_in_the_middle_of_each_step_of_the_walk_lose_and_leave_
     cloud.assert_nothing_left()
 
 
+@thin_lio
 def test_a_guests_writes_go_on_when_the_storage_node_is_back_from_a_power_cut(lab, cloud, storage, xen):
     guest = lab.guest("new")
     volume = cloud.create_volume(1)
@@ -164,6 +216,7 @@ def test_a_guests_writes_go_on_when_the_storage_node_is_back_from_a_power_cut(la
     cloud.assert_nothing_left()
 
 
+@thin_lio
 def test_guests_get_their_disks_back_after_a_power_cut_of_the_xen_node(lab, cloud, xen):
     guest = lab.guest("new")
     volume = cloud.create_volume(1)
@@ -179,6 +232,7 @@ def test_guests_get_their_disks_back_after_a_power_cut_of_the_xen_node(lab, clou
     cloud.assert_nothing_left()
 
 
+@thin_lio
 def test_a_write_under_way_when_a_detach_is_forced_from_a_node_that_is_away_never_arrives_later(lab, cloud, storage, xen):
     """Last in this file: the guest keeps a dead disk. The two nodes lose sight of each other, so that a write waits in the
     one's kernel for the way to the other."""
@@ -191,7 +245,7 @@ def test_a_write_under_way_when_a_detach_is_forced_from_a_node_that_is_away_neve
 
     link = storage.sh("ip -o address show to 192.168.77.1 | cut -d' ' -f2").strip()
     storage.run("ip", "link", "set", link, "down")
-    wait_for("a write to hang", lambda: xen.sh("cat /sys/block/sd*/inflight").split() != ["0", "0"], 30)
+    wait_for("a write to hang", lambda: xen.sh("cat /sys/block/sd*/inflight").split() != ["0", "0"], 120)
     cloud.aws("detach-volume", "--volume-id", volume, "--force")
     wait_for("the disk to be taken", lambda: not on_xen(xen)["vbds"], 240, 0.5)
     storage.run("ip", "link", "set", link, "up")

@@ -62,7 +62,7 @@ def test_force_takes_the_disk_from_a_guest_that_refuses_and_no_later_write_of_it
     volume = cloud.create_volume(1)
     cloud.attach(volume, "old", "/dev/sdh")
     old.count("xvdh")
-    wait_for("some numbers", lambda: old.counted("xvdh").last > 3, 60)
+    wait_for("some numbers", lambda: old.counted("xvdh").last > 3, 240)
     cloud.aws("detach-volume", "--volume-id", volume)
     cloud.wait_for(volume, lambda: cloud.attachment_state(volume), "busy")
 

@@ -19,7 +19,7 @@ def test_a_snapshot_under_numbered_writes_has_all_up_to_one_of_them_and_no_later
         before = guest.counted("xvdf")
         snapshot = cloud.snapshot(volume)
         after = guest.counted("xvdf")
-        wait_for("the guest to go on", lambda: guest.counted("xvdf").last > after.last + 3, 120, 0.3)
+        wait_for("the guest to go on", lambda: guest.counted("xvdf").last > after.last + 3, 240, 0.3)
         assert guest.counted("xvdf").failed == 0
         guest.stop_counting("xvdf")
         cloud.detach(volume)

@@ -3,6 +3,7 @@
 import pytest
 
 from cloud import CHAINS, Cloud
+from machine import wait_for
 
 
 @pytest.mark.parametrize("chain", CHAINS)
@@ -18,7 +19,7 @@ def test_what_a_guest_wrote_is_in_a_volume_made_of_its_snapshot_and_nothing_is_l
         (attachment,) = shown["Attachments"]
         assert attachment["Device"] == "/dev/sdf"
         assert attachment["InstanceId"] == cloud.instances["new"]
-        assert guest.disks() == {"xvdf": 1 << 30}
+        wait_for("the guest's disk", lambda: guest.disks() == {"xvdf": 1 << 30}, 60, 0.2)
         written = guest.fill("xvdf", seed=11, mib=8)
 
         snapshot = cloud.snapshot(volume)

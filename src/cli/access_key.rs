@@ -48,7 +48,7 @@ impl AccessKey {
     pub async fn run(self) -> super::Result {
         match self {
             Self::Create { account, file } => {
-                let sealer = Sealer::new(&file.load()?.master_key.read()?)?;
+                let sealer = Sealer::of(&file.load()?)?;
                 let mut conn = file.connect().await?;
                 let account = account::find(&mut conn, &account).await?;
                 let key = credentials::create(&mut conn, &sealer, &account.id).await?;

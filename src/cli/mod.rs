@@ -19,6 +19,7 @@ pub mod account;
 pub mod dev;
 pub mod guest_run;
 pub mod instance;
+pub mod master_key;
 pub mod node;
 pub mod workflow;
 

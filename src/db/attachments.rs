@@ -44,6 +44,8 @@ pub struct Attachment {
     pub initiator_iqn: String,
     /// When it was asked for.
     pub attached_at: DateTime<Utc>,
+    /// Whether the volume may have others beside it.
+    pub multi_attach: bool,
 }
 
 /// Where the two ends of an attachment are, and what goes between them.
@@ -108,12 +110,19 @@ pub async fn find(conn: &mut Conn, id: Uuid) -> Result<Option<Located>> {
         .optional()?)
 }
 
-/// The live attachments of a volume, with their two ends.
+/// The names of the targets of a volume's live attachments.
+pub async fn live_iqns(conn: &mut Conn, volume: &VolumeId) -> Result<Vec<String>> {
+    let live = attachments::volume_id.eq(volume).and(attachments::state.ne(AttachmentState::Detached));
+    Ok(attachments::table.filter(live).order(attachments::iqn).select(attachments::iqn).load(conn).await?)
+}
+
+/// The live attachments of a volume, in the order they were asked for, with their two ends.
 pub async fn live_of_volume(conn: &mut Conn, volume: &VolumeId) -> Result<Vec<Located>> {
     Ok(attachments::table
         .inner_join(volumes::table)
         .inner_join(instances::table)
         .filter(attachments::volume_id.eq(volume).and(attachments::state.ne(AttachmentState::Detached)))
+        .order((attachments::attached_at, attachments::id))
         .select((Attachment::as_select(), ENDS))
         .load(conn)
         .await?)
@@ -182,14 +191,11 @@ pub async fn set_initiator(conn: &mut Conn, id: Uuid, initiator_iqn: &str) -> Re
     Ok(())
 }
 
-/// The volumes that have a live attachment.
-pub async fn live_volumes(conn: &mut Conn) -> Result<BTreeSet<VolumeId>> {
-    let volumes: Vec<VolumeId> = attachments::table
-        .filter(attachments::state.ne(AttachmentState::Detached))
-        .select(attachments::volume_id)
-        .load(conn)
-        .await?;
-    Ok(volumes.into_iter().collect())
+/// The names of the targets of all live attachments.
+pub async fn all_live_iqns(conn: &mut Conn) -> Result<BTreeSet<String>> {
+    let live = attachments::state.ne(AttachmentState::Detached);
+    let iqns: Vec<String> = attachments::table.filter(live).select(attachments::iqn).load(conn).await?;
+    Ok(iqns.into_iter().collect())
 }
 
 /// An attachment that is being asked for.
@@ -210,9 +216,11 @@ pub struct NewAttachment<'a> {
     pub chap_user: &'a str,
     pub sealed_chap_secret: &'a [u8],
     pub initiator_iqn: &'a str,
+    pub multi_attach: bool,
 }
 
-/// Stores a new attachment. `None`, and nothing done, when the volume or the device has a live one.
+/// Stores a new attachment. `None`, and nothing done, when the device has a live one, or the volume has one that may not be
+/// beside it.
 pub async fn insert(conn: &mut Conn, new: &NewAttachment<'_>) -> Result<Option<Attachment>> {
     Ok(diesel::insert_into(attachments::table)
         .values(new)
@@ -229,6 +237,17 @@ pub async fn volumes_of_instance(conn: &mut Conn, instance: &InstanceId) -> Resu
         .filter(attachments::instance_id.eq(instance).and(attachments::state.ne(AttachmentState::Detached)))
         .select(attachments::volume_id)
         .order(attachments::volume_id)
+        .load(conn)
+        .await?)
+}
+
+/// The instances that have one of these volumes, with their nodes.
+pub async fn hosts_of_volumes(conn: &mut Conn, volumes: &[VolumeId]) -> Result<Vec<(InstanceId, String)>> {
+    Ok(attachments::table
+        .inner_join(instances::table)
+        .filter(attachments::volume_id.eq_any(volumes).and(attachments::state.ne(AttachmentState::Detached)))
+        .select((instances::id, instances::node))
+        .distinct()
         .load(conn)
         .await?)
 }

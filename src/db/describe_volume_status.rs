@@ -5,12 +5,12 @@
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
-use diesel::sql_types::{Int4, Nullable, Text, Timestamptz};
+use diesel::sql_types::{Array, Int4, Nullable, Text, Timestamptz};
 use diesel_async::RunQueryDsl;
 
 use super::statement::{Condition, Rows, Statement};
 use super::{Conn, Result};
-use crate::ids::{InstanceId, VolumeId};
+use crate::ids::VolumeId;
 use crate::state::VolumeState;
 
 /// A volume's health.
@@ -24,8 +24,8 @@ pub struct DescribedStatus {
     pub size_gib: i32,
     /// MiB a second asked for the first reading of the snapshot.
     pub initialization_rate: Option<i32>,
-    /// The instance that has it.
-    pub instance_id: Option<InstanceId>,
+    /// The instances that have it.
+    pub instance_ids: Vec<String>,
     /// `ok`, `insufficient-data` or `impaired`.
     pub status: String,
     /// Whether it can be read and written: `passed`, or `insufficient-data`.
@@ -49,7 +49,7 @@ type Row = (
     Text,
     Int4,
     Nullable<Int4>,
-    Nullable<Text>,
+    Array<Text>,
     Text,
     Text,
     Text,
@@ -63,13 +63,13 @@ type Row = (
 /// The expression of a volume's id; conditions may also use the columns of [`SELECT`]'s `s`.
 const ID: &str = "s.id";
 
-/// The five minutes are the time for which a silence may be a restart. The instance is looked for row by row: a join would be
+/// The five minutes are the time for which a silence may be a restart. The instances are looked for row by row: a join would be
 /// merged, and walk through all attachments for a page at the end.
-const SELECT: &str = "SELECT s.id, s.zone, s.size_gib, s.initialization_rate, s.instance_id, s.status, s.io_enabled, \
+const SELECT: &str = "SELECT s.id, s.zone, s.size_gib, s.initialization_rate, s.instance_ids, s.status, s.io_enabled, \
     s.io_performance, s.initialization, s.event_id, s.event_type, s.event_description, s.event_not_before FROM ( \
         SELECT v.id, v.account_id, v.zone, v.size_gib, v.initialization_rate, h.status, \
-        (SELECT instance_id FROM attachments WHERE volume_id = v.id AND attachments.state <> 'detached' LIMIT 1) \
-            AS instance_id, \
+        ARRAY(SELECT instance_id FROM attachments WHERE volume_id = v.id AND attachments.state <> 'detached' \
+            ORDER BY attached_at, attachments.id) AS instance_ids, \
         CASE h.status WHEN 'ok' THEN 'passed' ELSE 'insufficient-data' END AS io_enabled, \
         CASE h.status WHEN 'impaired' THEN 'stalled' ELSE 'not-applicable' END AS io_performance, \
         CASE WHEN v.snapshot_id IS NULL THEN NULL WHEN v.state = 'creating' THEN 'initializing' ELSE 'completed' END \

@@ -1,4 +1,4 @@
-//! Volumes as a describe shows them: with their attachment and their tags, in one statement.
+//! Volumes as a describe shows them: with their attachments and their tags, in one statement.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,8 +11,8 @@ use diesel_async::RunQueryDsl;
 use super::gather::Batch;
 use super::statement::{Condition, Rows, Statement, Subject};
 use super::{Conn, Result};
-use crate::ids::{InstanceId, SnapshotId, VolumeId};
-use crate::state::{AttachmentState, VolumeState};
+use crate::ids::{SnapshotId, VolumeId};
+use crate::state::VolumeState;
 
 /// A volume with what hangs on it.
 #[derive(Debug, Clone, Queryable)]
@@ -45,16 +45,16 @@ pub struct DescribedVolume {
     pub multi_attach: bool,
     /// The volume it is a copy of.
     pub source_volume_id: Option<VolumeId>,
-    /// Its live attachment; the fields are there all or none.
-    pub instance_id: Option<InstanceId>,
-    /// The device name, as the caller wrote it.
-    pub device: Option<String>,
-    /// How the attachment stands.
-    pub attachment_state: Option<AttachmentState>,
-    /// When it was asked for.
-    pub attached_at: Option<DateTime<Utc>>,
-    /// Whether the volume goes with the instance.
-    pub delete_on_termination: Option<bool>,
+    /// The instances of its live attachments, oldest first, one field in each of the five lists.
+    pub instance_ids: Option<Vec<String>>,
+    /// The device names, as the callers wrote them.
+    pub devices: Option<Vec<String>>,
+    /// How the attachments stand.
+    pub attachment_states: Option<Vec<String>>,
+    /// When they were asked for.
+    pub attached_at: Option<Vec<DateTime<Utc>>>,
+    /// Whether the volume goes with the instances.
+    pub delete_on_termination: Option<Vec<bool>>,
     /// The keys of its tags, sorted.
     pub tag_keys: Vec<String>,
     /// Their values, in the order of the keys.
@@ -76,11 +76,11 @@ type Row = (
     Bool,
     Bool,
     Nullable<Text>,
-    Nullable<Text>,
-    Nullable<Text>,
-    Nullable<Text>,
-    Nullable<Timestamptz>,
-    Nullable<Bool>,
+    Nullable<Array<Text>>,
+    Nullable<Array<Text>>,
+    Nullable<Array<Text>>,
+    Nullable<Array<Timestamptz>>,
+    Nullable<Array<Bool>>,
     Array<Text>,
     Array<Text>,
 );
@@ -88,16 +88,19 @@ type Row = (
 /// The expression of a volume's id, for tags; conditions may also use the alias `v` (volumes).
 const ID: &str = "v.id";
 
-/// The attachment is looked for row by row: a join would be merged, and walk through all attachments for a page at the end.
+/// The attachments are looked for row by row: a join would be merged, and walk through all attachments for a page at the end.
 const SELECT: &str = "SELECT v.account_id, v.id, v.size_gib, v.snapshot_id, v.zone, v.state, v.created_at, \
     v.volume_type, v.iops, \
     v.throughput, v.initialization_rate, v.encrypted, v.multi_attach, v.source_volume_id, \
-    a.instance_id, a.device, a.state, a.attached_at, a.delete_on_termination, \
+    a.instance_ids, a.devices, a.states, a.attached_at, a.delete_on_termination, \
     ARRAY(SELECT key FROM tags WHERE account_id = v.account_id AND resource_id = v.id ORDER BY key), \
     ARRAY(SELECT value FROM tags WHERE account_id = v.account_id AND resource_id = v.id ORDER BY key) \
     FROM volumes v \
-    LEFT JOIN LATERAL (SELECT * FROM attachments WHERE account_id = v.account_id AND volume_id = v.id \
-        AND state <> 'detached' LIMIT 1) a ON true";
+    LEFT JOIN LATERAL (SELECT array_agg(instance_id) AS instance_ids, array_agg(device) AS devices, \
+        array_agg(state) AS states, array_agg(attached_at) AS attached_at, \
+        array_agg(delete_on_termination) AS delete_on_termination \
+        FROM (SELECT * FROM attachments WHERE account_id = v.account_id AND volume_id = v.id AND state <> 'detached' \
+            ORDER BY attached_at, id) AS sorted) a ON true";
 
 /// The volumes of these ids that the account has. Who is missing is not there.
 pub async fn by_ids(

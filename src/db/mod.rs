@@ -24,6 +24,7 @@ pub mod modifications;
 pub mod nodes;
 pub mod quotas;
 pub mod schema;
+pub mod sealed_secrets;
 pub mod snapshot_permissions;
 pub mod snapshots;
 pub mod statement;

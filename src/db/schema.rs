@@ -138,6 +138,7 @@ diesel::table! {
         attached_at -> Timestamptz,
         detached_at -> Nullable<Timestamptz>,
         reason -> Nullable<Text>,
+        multi_attach -> Bool,
     }
 }
 

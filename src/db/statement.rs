@@ -57,8 +57,9 @@ pub enum Subject {
     Expression(&'static str),
     /// Several such expressions: that one of them is selected is enough.
     Any(&'static [&'static str]),
-    /// The same of an attachment, alias `b`: one of the live ones of the instance `i`.
-    Attachment(&'static str),
+    /// The same of an attachment, alias `b`: one of the live ones that a condition, which comes first, tells to be of the
+    /// resource.
+    Attachment(&'static str, &'static str),
     /// The same of an attachment, alias `b`: one of the live ones of the volume `v`.
     VolumeAttachment(&'static str),
     /// An instant of the volume `v`.
@@ -152,8 +153,10 @@ impl<R> Statement<R> {
                     .iter()
                     .fold(self.sql(" AND (false"), |this, expression| this.sql(" OR ").any(expression, values))
                     .sql(")"),
-                Subject::Attachment(expression) => self
-                    .sql(" AND EXISTS (SELECT FROM attachments b WHERE b.instance_id = i.id AND b.state <> 'detached' AND ")
+                Subject::Attachment(of, expression) => self
+                    .sql(" AND EXISTS (SELECT FROM attachments b WHERE b.state <> 'detached' AND ")
+                    .sql(of)
+                    .sql(" AND ")
                     .any(expression, values)
                     .sql(")"),
                 Subject::VolumeAttachment(_) | Subject::VolumeAttachmentInstant(_) => self

@@ -70,6 +70,7 @@ pub struct NewVolume {
     pub iops: Option<i32>,
     pub throughput: Option<i32>,
     pub initialization_rate: Option<i32>,
+    pub multi_attach: bool,
     pub snapshot_id: Option<SnapshotId>,
     pub client_token: Option<String>,
     /// In hexadecimal.
@@ -90,7 +91,7 @@ impl Batch for Accept {
 
     async fn run(conn: &mut Conn, asked: &[NewVolume]) -> Result<Vec<Option<Volume>>> {
         // An array of texts for each column of `asked`, an empty one for NULL. JSON would have to be parsed on the other side.
-        let columns: [fn(&NewVolume) -> String; 15] = [
+        let columns: [fn(&NewVolume) -> String; 16] = [
             |new| new.id.to_string(),
             |new| new.account_id.clone(),
             |new| new.zone.clone(),
@@ -100,6 +101,7 @@ impl Batch for Accept {
             |new| or_empty(new.iops),
             |new| or_empty(new.throughput),
             |new| or_empty(new.initialization_rate),
+            |new| new.multi_attach.to_string(),
             |new| or_empty(new.snapshot_id.as_ref()),
             |new| or_empty(new.client_token.as_ref()),
             |new| or_empty(new.request_digest.as_ref()),
@@ -115,12 +117,12 @@ impl Batch for Accept {
         // Ordered, so that two that wait for tokens of each other cannot be.
         let statement = statement.sql(
             ") AS asked (id, account_id, zone, node, size_gib, volume_type, iops, throughput, initialization_rate, \
-                snapshot_id, client_token, request_digest, tags, kind, params)), \
+                multi_attach, snapshot_id, client_token, request_digest, tags, kind, params)), \
              made AS (INSERT INTO volumes (state, id, account_id, zone, node, size_gib, volume_type, iops, \
-                throughput, initialization_rate, snapshot_id, client_token, request_digest) \
+                throughput, initialization_rate, multi_attach, snapshot_id, client_token, request_digest) \
                 SELECT 'creating', id, account_id, zone, node, size_gib::integer, volume_type, \
                 nullif(iops, '')::integer, nullif(throughput, '')::integer, nullif(initialization_rate, '')::integer, \
-                nullif(snapshot_id, ''), nullif(client_token, ''), decode(nullif(request_digest, ''), 'hex') \
+                multi_attach::boolean, nullif(snapshot_id, ''), nullif(client_token, ''), decode(nullif(request_digest, ''), 'hex') \
                 FROM asked ORDER BY account_id, client_token ON CONFLICT DO NOTHING RETURNING *), ",
         );
         // A table that nothing is written to need not be opened for writing.
@@ -238,6 +240,15 @@ pub async fn follow_source(conn: &mut Conn, id: &VolumeId, source: &VolumeId) ->
     .execute(conn)
     .await?;
     Ok(())
+}
+
+/// Gives a volume to one more instance: makes it `in-use`, and holds its row until the transaction ends. `None`, and nothing
+/// done, when it is neither available nor one that several may have.
+pub async fn take(conn: &mut Conn, id: &VolumeId) -> Result<Option<Volume>> {
+    let shared = volumes::state.eq(VolumeState::InUse).and(volumes::multi_attach.eq(true));
+    let free = volumes::state.eq(VolumeState::Available).or(shared);
+    let taken = diesel::update(volumes::table.find(id).filter(free)).set(volumes::state.eq(VolumeState::InUse));
+    Ok(taken.returning(Volume::as_returning()).get_result(conn).await.optional()?)
 }
 
 /// Moves a volume from one of the states given; tells whether it was in one of them.

@@ -138,8 +138,9 @@ pub async fn enqueue_if_idle(
 /// not hold up the snapshots of it. A snapshot that is cut, and only being copied or undone, holds up nothing but the deletion of the volume.
 /// The deletion of a snapshot has nothing to do with the volume any more. A modification that had to wait once, for its node or
 /// for a snapshot that is being copied, is overtaken by attaches and detaches, and does not wait for a detach whose guest
-/// holds on: whoever comes first, the volume's next user sees what it has become. Everything else on one volume runs in the
-/// order it was asked for.
+/// holds on: whoever comes first, the volume's next user sees what it has become. An attach or a detach that had to wait holds up
+/// neither those of the volume's other attachments nor a repair of them. Everything else on one volume runs in the order it
+/// was asked for.
 ///
 /// The older one is looked for in a subquery with a LIMIT, which Postgres asks once for each candidate, through the index. A
 /// NOT EXISTS it would make a join of all live workflows, for every claim of a few.
@@ -158,9 +159,11 @@ pub async fn claim(conn: &mut Conn, owner: &str, lease_s: i64, limit: i64) -> Re
                     AND NOT (older.kind IN ('create_snapshot', 'copy_volume') \
                         AND (older.step > 0 OR older.direction = 'backward') AND w.kind <> 'delete_volume') \
                     AND NOT (w.kind IN ('create_snapshot', 'create_snapshots', 'copy_volume', 'detach_volume') \
-                        AND older.kind IN ('create_snapshot', 'create_snapshots', 'copy_volume', 'detach_volume')) \
-                    AND NOT (older.attempts > 0 AND ((older.kind = 'modify_volume' \
+                        AND older.kind IN ('create_snapshot', 'create_snapshots', 'copy_volume', 'detach_volume') \
+                        AND (w.kind, older.kind) <> ('detach_volume', 'detach_volume')) \
+                    AND NOT (older.attempts > 0 AND ((older.kind IN ('modify_volume', 'attach_volume', 'detach_volume') \
                         AND w.kind IN ('attach_volume', 'detach_volume')) \
+                        OR (older.kind IN ('attach_volume', 'detach_volume') AND w.kind = 'repair_volume') \
                         OR (older.kind = 'detach_volume' AND w.kind = 'modify_volume'))) LIMIT 1) IS NULL \
                 ORDER BY not_before LIMIT ",
         )
@@ -363,13 +366,15 @@ pub async fn show(conn: &mut Conn, id: i64) -> Result<Option<(Workflow, Vec<Even
     Ok(Some((workflow, events)))
 }
 
-/// Whether a workflow is live that may be changing what the nodes have of this volume: all but the deletion of a snapshot, and
-/// a snapshot that is cut, which may be copied for hours.
+/// Whether a workflow is live that may be changing what the nodes have of this volume: all but the deletion of a snapshot, a
+/// snapshot that is cut, which may be copied for hours, and an attach or detach that waits, which is of one attachment of
+/// perhaps several.
 pub async fn any_changing(conn: &mut Conn, volume: &VolumeId) -> Result<bool> {
     let cut = workflows::kind
         .eq_any(["create_snapshot", "copy_volume"])
         .and(workflows::step.gt(0).or(workflows::direction.eq("backward")));
-    let changing = diesel::dsl::not(cut.or(workflows::kind.eq("delete_snapshot")));
+    let waiting = workflows::kind.eq_any(["attach_volume", "detach_volume"]).and(workflows::attempts.gt(0));
+    let changing = diesel::dsl::not(cut.or(waiting).or(workflows::kind.eq("delete_snapshot")));
     let live = workflows::volume_id.eq(volume).and(workflows::finished_at.is_null());
     Ok(diesel::select(diesel::dsl::exists(workflows::table.filter(live.and(changing)))).get_result(conn).await?)
 }
@@ -393,6 +398,13 @@ pub async fn is_at_first_step(conn: &mut Conn, lock_key: &str) -> Result<bool> {
     let live = workflows::lock_key.eq(lock_key).and(workflows::finished_at.is_null());
     let first = workflows::step.eq(0).and(workflows::direction.eq("forward"));
     Ok(diesel::select(diesel::dsl::exists(workflows::table.filter(live.and(first)))).get_result(conn).await?)
+}
+
+/// Whether another workflow of the volume was claimed after this generation was given out. One that waited may be overtaken so,
+/// and is then an older one to the nodes.
+pub async fn is_overtaken(conn: &mut Conn, volume: &str, generation: i64) -> Result<bool> {
+    let newer = workflows::volume_id.eq(volume).and(workflows::lease_generation.gt(generation));
+    Ok(diesel::select(diesel::dsl::exists(workflows::table.filter(newer))).get_result(conn).await?)
 }
 
 /// How many workflows are live.

@@ -22,12 +22,13 @@ use async_trait::async_trait;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::fence::Fence;
+use super::source::{Grant, Piece, RestoreSpec, SnapshotSource, Summary};
 use super::{
     ConnectSpec, CopySpec, DelegateError, Detach, DiskSpec, ExportSpec, Generation, Growth, Pause, PauseSpec, Portal,
     Result, SnapshotMethod, SnapshotReport, SnapshotSpec, StorageObservation, VmmDelegate, VmmObservation,
     VolumeDelegate, VolumeSpec,
 };
-use crate::ids::VolumeId;
+use crate::ids::{SnapshotId, VolumeId};
 
 /// How long a call waits for the one before it on the same resource.
 const LOCK_WAIT: Duration = Duration::from_secs(20);
@@ -107,6 +108,22 @@ impl<D: ?Sized + Send + Sync + 'static> Guarded<D> {
     }
 }
 
+/// Reading changes nothing, and a snapshot that is read is whole.
+#[async_trait]
+impl<D: VolumeDelegate + ?Sized + 'static> SnapshotSource for Guarded<D> {
+    async fn read_snapshot(&self, snapshot: &SnapshotId, at: u64) -> Result<Piece> {
+        self.inner.read_snapshot(snapshot, at).await
+    }
+
+    async fn sum_snapshot(&self, snapshot: &SnapshotId, from: u64) -> Result<Summary> {
+        self.inner.sum_snapshot(snapshot, from).await
+    }
+
+    fn grant(&self, snapshot: &SnapshotId) -> Result<Grant> {
+        self.inner.grant(snapshot)
+    }
+}
+
 #[async_trait]
 impl<D: VolumeDelegate + ?Sized + 'static> VolumeDelegate for Guarded<D> {
     async fn snapshot_method(&self) -> Result<SnapshotMethod> {
@@ -116,6 +133,17 @@ impl<D: VolumeDelegate + ?Sized + 'static> VolumeDelegate for Guarded<D> {
     async fn ensure_volume(&self, generation: Generation, spec: &VolumeSpec) -> Result<()> {
         let own = spec.clone();
         let call = |inner: Arc<D>| async move { inner.ensure_volume(generation, &own).await };
+        self.guarded(Some(generation), &[spec.volume.as_str()], call).await
+    }
+
+    async fn ensure_restored(
+        &self,
+        generation: Generation,
+        spec: &RestoreSpec,
+        source: Arc<dyn SnapshotSource>,
+    ) -> Result<u8> {
+        let own = spec.clone();
+        let call = |inner: Arc<D>| async move { inner.ensure_restored(generation, &own, source).await };
         self.guarded(Some(generation), &[spec.volume.as_str()], call).await
     }
 
@@ -155,9 +183,9 @@ impl<D: VolumeDelegate + ?Sized + 'static> VolumeDelegate for Guarded<D> {
         self.guarded(Some(generation), &[spec.volume.as_str()], call).await
     }
 
-    async fn ensure_not_exported(&self, generation: Generation, volume: &VolumeId) -> Result<()> {
-        let own = volume.clone();
-        let call = |inner: Arc<D>| async move { inner.ensure_not_exported(generation, &own).await };
+    async fn ensure_not_exported(&self, generation: Generation, volume: &VolumeId, but: &[String]) -> Result<()> {
+        let (own, but) = (volume.clone(), but.to_vec());
+        let call = |inner: Arc<D>| async move { inner.ensure_not_exported(generation, &own, &but).await };
         self.guarded(Some(generation), &[volume.as_str()], call).await
     }
 
@@ -268,12 +296,28 @@ mod tests {
     }
 
     #[async_trait]
+    impl SnapshotSource for Slow {
+        async fn read_snapshot(&self, _: &SnapshotId, _: u64) -> Result<Piece> {
+            Err(DelegateError::fatal("not asked for here"))
+        }
+        async fn sum_snapshot(&self, _: &SnapshotId, _: u64) -> Result<Summary> {
+            Err(DelegateError::fatal("not asked for here"))
+        }
+        fn grant(&self, _: &SnapshotId) -> Result<Grant> {
+            Err(DelegateError::fatal("not asked for here"))
+        }
+    }
+
+    #[async_trait]
     impl VolumeDelegate for Slow {
         async fn snapshot_method(&self) -> Result<SnapshotMethod> {
             Ok(SnapshotMethod::Atomic)
         }
         async fn ensure_volume(&self, _: Generation, _: &VolumeSpec) -> Result<()> {
             self.call("volume").await
+        }
+        async fn ensure_restored(&self, _: Generation, _: &RestoreSpec, _: Arc<dyn SnapshotSource>) -> Result<u8> {
+            Err(DelegateError::fatal("not asked for here"))
         }
         async fn ensure_no_volume(&self, _: Generation, _: &VolumeId) -> Result<()> {
             self.call("no volume").await
@@ -294,7 +338,7 @@ mod tests {
         async fn ensure_exported(&self, _: Generation, _: &ExportSpec) -> Result<Portal> {
             Err(DelegateError::fatal("not asked for here"))
         }
-        async fn ensure_not_exported(&self, _: Generation, _: &VolumeId) -> Result<()> {
+        async fn ensure_not_exported(&self, _: Generation, _: &VolumeId, _: &[String]) -> Result<()> {
             self.call("not exported").await
         }
         async fn observe(&self) -> Result<StorageObservation> {
@@ -309,7 +353,7 @@ mod tests {
         for generation in [5, 5, 7] {
             guarded.ensure_no_volume(Generation(generation), &volume).await.unwrap();
         }
-        let refused = guarded.ensure_not_exported(Generation(6), &volume).await.unwrap_err();
+        let refused = guarded.ensure_not_exported(Generation(6), &volume, &[]).await.unwrap_err();
         assert_eq!(refused, DelegateError::stale(Generation(7), Generation(6)));
         guarded.ensure_no_volume(Generation(1), &VolumeId::generate()).await.unwrap();
         assert_eq!(slow.seen().len(), 8, "{:?}", slow.seen());
@@ -323,7 +367,7 @@ mod tests {
         let (on_volume, on_snapshot) = (Arc::clone(&guarded), Arc::clone(&guarded));
         let first = tokio::spawn(async move { on_snapshot.ensure_snapshot(Generation(9), &spec).await });
         slow.until(1).await;
-        let second = tokio::spawn(async move { on_volume.ensure_not_exported(Generation(8), &volume).await });
+        let second = tokio::spawn(async move { on_volume.ensure_not_exported(Generation(8), &volume, &[]).await });
         slow.let_one_go();
         slow.let_one_go();
         first.await.unwrap().unwrap();
@@ -337,12 +381,12 @@ mod tests {
         let guarded = Guarded { lock_wait: Duration::from_millis(50), ..Guarded::in_memory(Arc::clone(&slow)) };
         let first = guarded.ensure_no_volume(Generation(1), &volume);
         assert!(tokio::time::timeout(Duration::from_millis(20), first).await.is_err());
-        let refused = guarded.ensure_not_exported(Generation(2), &volume).await.unwrap_err();
+        let refused = guarded.ensure_not_exported(Generation(2), &volume, &[]).await.unwrap_err();
         assert_eq!(refused.kind, ErrorKind::Busy, "{refused}");
         assert_eq!(slow.seen(), ["no volume begins"]);
         slow.let_one_go();
         slow.let_one_go();
-        guarded.ensure_not_exported(Generation(2), &volume).await.unwrap();
+        guarded.ensure_not_exported(Generation(2), &volume, &[]).await.unwrap();
         assert_eq!(slow.seen()[1..], ["no volume ends", "not exported begins", "not exported ends"]);
     }
 }

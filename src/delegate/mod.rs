@@ -7,9 +7,12 @@
 //! The traits are called in process (`local`, [`sim`]) or over signed HTTP+JSON ([`client`], [`server`]); on either
 //! path [`guard`] holds the volume's lock and refuses a generation older than the newest one seen.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+use self::source::{RestoreSpec, SnapshotSource};
 use crate::ids::{SnapshotId, VolumeId};
 
 pub mod client;
@@ -17,8 +20,11 @@ pub mod command;
 mod data_dir;
 pub mod fence;
 pub mod guard;
+pub mod peer;
+pub mod reading;
 pub mod server;
 pub mod sim;
+pub mod source;
 pub mod target;
 pub mod vmm;
 pub mod volume;
@@ -115,7 +121,8 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-/// An iSCSI export as a storage node shall have it, and as an initiator logs in to it. One target a volume.
+/// An iSCSI export as a storage node shall have it, and as an initiator logs in to it. One target an attachment, so that what is
+/// done to one of several attachments of a volume touches no session of another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExportSpec {
     /// The volume behind it.
@@ -131,6 +138,16 @@ pub struct ExportSpec {
     pub chap_secret: Secret,
     /// The one initiator that may log in.
     pub initiator_iqn: String,
+    /// The names of the targets of the volume's other attachments, where it may have several.
+    #[serde(default)]
+    pub beside: Vec<String>,
+}
+
+impl ExportSpec {
+    /// Whether a target is that of another attachment of the volume.
+    pub fn is_beside(&self, iqn: &str) -> bool {
+        self.beside.iter().any(|name| name == iqn)
+    }
 }
 
 /// Where an export is served.
@@ -378,7 +395,7 @@ pub type Result<T, E = DelegateError> = std::result::Result<T, E>;
 
 /// A storage node: volumes, snapshots, exports.
 #[async_trait]
-pub trait VolumeDelegate: Send + Sync {
+pub trait VolumeDelegate: SnapshotSource {
     /// How this node takes snapshots.
     async fn snapshot_method(&self) -> Result<SnapshotMethod>;
 
@@ -386,7 +403,18 @@ pub trait VolumeDelegate: Send + Sync {
     /// before this returns.
     async fn ensure_volume(&self, generation: Generation, spec: &VolumeSpec) -> Result<()>;
 
-    /// Removes the volume. Refuses (Retry) while it is exported.
+    /// Makes the volume of a snapshot that another node has, in the background, and tells how much of that is done, in per
+    /// cent; at 100 it is whole, and no sooner there for anything else. To be asked again until then, with a source that can be
+    /// read for a while from now on. What was copied before a crash of either node is not copied again. An error (Retry) when
+    /// nothing has come since it was last asked, and Fatal when what is here at the end is not what the source has.
+    async fn ensure_restored(
+        &self,
+        generation: Generation,
+        spec: &RestoreSpec,
+        source: Arc<dyn SnapshotSource>,
+    ) -> Result<u8>;
+
+    /// Removes the volume, also one that is being made. Refuses (Retry) while it is exported.
     async fn ensure_no_volume(&self, generation: Generation, volume: &VolumeId) -> Result<()>;
 
     /// Cuts the snapshot, durably before this returns; one that is there already is left as it is. A driver that goes on to
@@ -405,12 +433,13 @@ pub trait VolumeDelegate: Send + Sync {
     /// Removes the snapshot, and what an unfinished try left of it.
     async fn ensure_no_snapshot(&self, generation: Generation, spec: &SnapshotSpec) -> Result<()>;
 
-    /// Serves the volume to one initiator. Removes exports of the same volume under other names that nobody is logged in
-    /// to; refuses (Retry) while somebody is.
+    /// Serves the volume to one initiator. Removes exports of the same volume under other names, those beside it apart, that
+    /// nobody is logged in to; refuses (Retry) while somebody is.
     async fn ensure_exported(&self, generation: Generation, spec: &ExportSpec) -> Result<Portal>;
 
-    /// Ends every export of the volume. Refuses (Retry) while an initiator is logged in: no un-export under a live session.
-    async fn ensure_not_exported(&self, generation: Generation, volume: &VolumeId) -> Result<()>;
+    /// Ends every export of the volume but those of these names. Refuses (Retry) while an initiator is logged in to one that is
+    /// to end: no un-export under a live session.
+    async fn ensure_not_exported(&self, generation: Generation, volume: &VolumeId, but: &[String]) -> Result<()>;
 
     /// Reports what is there.
     async fn observe(&self) -> Result<StorageObservation>;

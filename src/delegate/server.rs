@@ -9,9 +9,11 @@ use hyper::{Method, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::wire::{self, Call, DetachSpec, GrowSpec};
+use super::reading::{self, Granted, Question};
+use super::wire::{self, Call, DetachSpec, EndExports, GrowSpec, RestoreCall};
 use super::{DelegateError, Result, VmmDelegate, VolumeDelegate};
 use crate::config::{ConfigError, SecretSource};
+use crate::ids::SnapshotId;
 use crate::server::{Handler, Refusal, Request, Response};
 use crate::sigv4;
 
@@ -41,6 +43,11 @@ impl StorageService {
                 let call: Call<_> = read(body)?;
                 written(node.ensure_volume(call.generation, &call.spec).await)
             }
+            "ensure_restored" => {
+                let call: Call<RestoreCall> = read(body)?;
+                let source = Arc::new(Granted::new(&call.spec.from)?);
+                written(node.ensure_restored(call.generation, &call.spec.restore, source).await)
+            }
             "ensure_no_volume" => {
                 let call: Call<_> = read(body)?;
                 written(node.ensure_no_volume(call.generation, &call.spec).await)
@@ -66,11 +73,25 @@ impl StorageService {
                 written(node.ensure_exported(call.generation, &call.spec).await)
             }
             "ensure_not_exported" => {
-                let call: Call<_> = read(body)?;
-                written(node.ensure_not_exported(call.generation, &call.spec).await)
+                let call: EndExports = read(body)?;
+                written(node.ensure_not_exported(call.generation, &call.volume, &call.but).await)
             }
             "observe" => written(node.observe().await),
             _ => Err(unknown(verb)),
+        }
+    }
+}
+
+impl StorageService {
+    /// Answers another node that reads a snapshot, by a grant.
+    async fn read(&self, snapshot: &str, request: &Request) -> Response {
+        let question = Question::of(&request.headers).filter(|_| request.method == Method::GET);
+        let (Ok(snapshot), Some(question)) = (SnapshotId::parse(snapshot), question) else {
+            return refused(StatusCode::BAD_REQUEST, "there is no such question");
+        };
+        match reading::answer(&*self.delegate, &snapshot, question).await {
+            Ok(body) => Response::new(StatusCode::OK, "application/octet-stream", body),
+            Err(error) => error_response(wire::status(&error), &error),
         }
     }
 }
@@ -124,6 +145,12 @@ impl VmmService {
 
 impl Handler for StorageService {
     async fn handle(&self, request: Request) -> Response {
+        if let Some(snapshot) = request.path().strip_prefix(reading::PATH) {
+            return match self.door.check(&request) {
+                Ok(()) => self.read(snapshot, &request).await,
+                Err(error) => refused(StatusCode::FORBIDDEN, &error.to_string()),
+            };
+        }
         match self.door.verb(&request) {
             Ok(verb) => respond(self.answer(verb, &request.body).await),
             Err((status, why)) => refused(status, &why),
@@ -226,6 +253,8 @@ mod tests {
     use super::*;
     use crate::config::Sim;
     use crate::delegate::sim::SimCloud;
+    use crate::delegate::{Generation, SnapshotSpec, VolumeSpec};
+    use crate::ids::VolumeId;
 
     const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
@@ -280,6 +309,56 @@ mod tests {
         ] {
             assert_eq!(status(other).await, StatusCode::FORBIDDEN);
         }
+    }
+
+    fn with_grant(method: Method, target: &str, query: &str, header: (&'static str, &str)) -> Request {
+        let mut headers = HeaderMap::from_iter([(HOST, "127.0.0.1:1".parse().unwrap())]);
+        headers.insert(HeaderName::from_static(header.0), header.1.parse().unwrap());
+        Request {
+            method,
+            uri: format!("{target}?{query}").parse().unwrap(),
+            headers,
+            body: "".into(),
+            peer: ([127, 0, 0, 1], 1).into(),
+            id: "id".into(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_grant_is_good_for_reading_its_one_snapshot_and_for_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let service = service(&dir);
+        let (volume, snapshot) = (VolumeId::generate(), SnapshotId::generate());
+        let made = VolumeSpec { volume: volume.clone(), size_bytes: 4096, snapshot: None };
+        service.delegate.ensure_volume(Generation(1), &made).await.unwrap();
+        let cut = SnapshotSpec { snapshot: snapshot.clone(), volume, cut: false };
+        service.delegate.ensure_snapshot(Generation(1), &cut).await.unwrap();
+        let other = SnapshotId::generate();
+        let own = format!("{}{snapshot}", reading::PATH);
+        let status = async |method, target: &str, query: &str, header| {
+            service.handle(with_grant(method, target, query, header)).await.status
+        };
+        let query = reading::query("storage-1", SECRET, "127.0.0.1:1", &snapshot).0;
+        let read = ("x-vbs-read", "0");
+        for header in [read, ("x-vbs-sum", "0")] {
+            assert_eq!(status(Method::GET, &own, &query, header).await, StatusCode::OK);
+        }
+        for (question, expected) in [
+            (("x-vbs-read", "4096"), StatusCode::UNPROCESSABLE_ENTITY),
+            (("x-vbs-read", "-1"), StatusCode::BAD_REQUEST),
+            (("x-other", "0"), StatusCode::BAD_REQUEST),
+        ] {
+            assert_eq!(status(Method::GET, &own, &query, question).await, expected);
+        }
+        let elsewhere = format!("{}{other}", reading::PATH);
+        for (method, target) in [(Method::GET, &*elsewhere), (Method::POST, &own), (Method::POST, "/v1/observe")] {
+            assert_eq!(status(method, target, &query, read).await, StatusCode::FORBIDDEN, "{target}");
+        }
+        for bad in [query.replace("3600", "604800"), query.replace("Signature=", "Signature=0"), String::new()] {
+            assert_eq!(status(Method::GET, &own, &bad, read).await, StatusCode::FORBIDDEN);
+        }
+        let of_another_node = reading::query("storage-2", SECRET, "127.0.0.1:1", &snapshot).0;
+        assert_eq!(status(Method::GET, &own, &of_another_node, read).await, StatusCode::FORBIDDEN);
     }
 
     #[tokio::test]

@@ -1,5 +1,6 @@
 //! What goes over the wire between [`super::client`] and [`super::server`]: `POST /v1/VERB` with a JSON body, answered by a
-//! JSON body: with status 200 the verb's result, with any other a [`DelegateError`].
+//! JSON body: with status 200 the verb's result, with any other a [`DelegateError`]. Between storage nodes it is as
+//! [`super::reading`] says.
 //!
 //! Requests are signed with our own `SigV4` under the node's key, the node's name being access key id and region at once. A
 //! request that is sent again by somebody who listens is good for fifteen minutes, and then mostly harms nothing: verbs
@@ -9,8 +10,10 @@
 use hyper::StatusCode;
 use serde::{Deserialize, Serialize};
 
+use super::source::{Grant, RestoreSpec};
 use super::{DelegateError, DiskSpec, ErrorKind, Generation};
 use crate::config::{ConfigError, SecretSource};
+use crate::ids::VolumeId;
 
 /// The service in the signatures' scope.
 pub const SERVICE: &str = "vbs-delegate";
@@ -25,6 +28,19 @@ pub struct Call<T> {
     pub generation: Generation,
     /// What shall be.
     pub spec: T,
+}
+
+/// The body of `ensure_not_exported`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct EndExports {
+    /// The caller's fencing token.
+    pub generation: Generation,
+    /// The volume whose exports shall end.
+    #[serde(rename = "spec")]
+    pub volume: VolumeId,
+    /// The names of those that shall not.
+    #[serde(default)]
+    pub but: Vec<String>,
 }
 
 /// The specification of `ensure_detached`.
@@ -43,6 +59,15 @@ pub struct GrowSpec {
     pub disk: DiskSpec,
     /// The size the volume has now, in bytes.
     pub size_bytes: u64,
+}
+
+/// The specification of `ensure_restored`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct RestoreCall {
+    /// The volume.
+    pub restore: RestoreSpec,
+    /// Where the snapshot is read.
+    pub from: Grant,
 }
 
 /// The status that goes with an error, for those who read logs; the client reads the body.

@@ -31,8 +31,7 @@ pub(super) async fn ensure(dir: &Path, config: &Config, pool: &Pool) -> Result<K
     if !master_key.exists() {
         write_atomically(&master_key, Sealer::generate_master_key().as_bytes(), 0o600)?;
     }
-    let master_key = config.master_key.read().map_err(|e| DevError::new(e.to_string()))?;
-    let sealer = Sealer::new(&master_key).map_err(|e| DevError::new(e.to_string()))?;
+    let sealer = Sealer::of(config).map_err(|e| DevError::new(e.to_string()))?;
 
     let mut conn = pool.get().await.map_err(failed)?;
     if accounts::find(&mut conn, ACCOUNT).await.map_err(failed)?.is_none() {

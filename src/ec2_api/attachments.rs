@@ -10,14 +10,14 @@ use zeroize::Zeroizing;
 
 use crate::db::attachments::{self as rows, Attachment, NewAttachment};
 use crate::db::instances::{self, Instance};
-use crate::db::{Conn, volumes as volume_rows};
+use crate::db::{Conn, modifications, volumes as volume_rows};
 use crate::ids::{InstanceId, VolumeId};
-use crate::state::{AttachmentState, InstanceState, VolumeState};
+use crate::state::{AttachmentState, InstanceState, ModificationState, VolumeState};
 use crate::workers::{attach_volume, detach_volume};
 
 use super::device::{self, Device};
 use super::error::{ApiError, ApiResult};
-use super::faults::{incorrect_state, no_instance, no_volume, unsupported};
+use super::faults::{incorrect_state, missing, no_instance, no_volume, unsupported};
 use super::query::Params;
 use super::resource_id::{self, Dialect};
 use super::xml::Xml;
@@ -25,6 +25,9 @@ use super::{Api, Call, volumes};
 
 /// The unit of every target; tgt keeps 0 for itself.
 const LUN: i32 = 1;
+
+/// The most instances that may have a volume at once, as on EC2.
+const MOST_INSTANCES: usize = 16;
 
 /// AttachVolume. Not idempotent, as on EC2: the same request again finds the volume in use.
 pub async fn attach(api: &Api, call: &Call, mut params: Params) -> ApiResult<String> {
@@ -55,10 +58,11 @@ pub async fn attach(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
     }
     let row = conn
         .transaction(async |conn| {
-            let swapped =
-                volume_rows::swap_state(conn, &volume.id, &[VolumeState::Available], VolumeState::InUse).await?;
-            if !swapped {
+            let Some(volume) = volume_rows::take(conn, &volume.id).await? else {
                 return Err(not_available(conn, account, &volume.id).await);
+            };
+            if volume.multi_attach {
+                check_others(conn, &volume.id, &instance.id).await?;
             }
             // Asked again, of a row that nobody else can change now: the operator may have given the instance away, and another
             // attach may be at the limit too.
@@ -101,12 +105,30 @@ fn check_running(instance: &Instance) -> ApiResult<()> {
 /// Why a volume could not be taken.
 async fn not_available(conn: &mut Conn, account: &str, id: &VolumeId) -> ApiError {
     match volumes::find(conn, account, id).await {
-        Ok(row) if row.state == VolumeState::InUse => {
-            ApiError::new("VolumeInUse", format!("{id} is already attached to an instance"))
-        }
+        Ok(row) if row.state == VolumeState::InUse => in_use(id),
         Ok(_) => incorrect_state(format!("{id} is not 'available'.")),
         Err(error) => error,
     }
+}
+
+fn in_use(id: &VolumeId) -> ApiError {
+    ApiError::new("VolumeInUse", format!("{id} is already attached to an instance"))
+}
+
+/// Refuses one more instance to a volume that this one has already, that has as many as it may, or that is about to lose
+/// Multi-Attach.
+async fn check_others(conn: &mut Conn, id: &VolumeId, instance: &InstanceId) -> ApiResult<()> {
+    let others = rows::live_of_volume(conn, id).await?;
+    if others.iter().any(|(row, _)| row.instance_id == *instance) {
+        return Err(in_use(id));
+    }
+    if others.len() >= MOST_INSTANCES {
+        let text = format!("{id} is already attached to {MOST_INSTANCES} instances, the most that a volume may have");
+        return Err(ApiError::new("VolumeInUse", text));
+    }
+    let modification = modifications::of_volume(conn, id).await?;
+    let ends = modification.is_some_and(|row| row.state == ModificationState::Modifying && !row.target_multi_attach);
+    if ends && !others.is_empty() { Err(in_use(id)) } else { Ok(()) }
 }
 
 async fn insert(
@@ -142,6 +164,7 @@ async fn insert(
         chap_user: &format!("vbs-{}", id.simple()),
         sealed_chap_secret: &api.sealer.seal(&secret, &id.to_string()),
         initiator_iqn: &instance.initiator_iqn,
+        multi_attach: volume.multi_attach,
     };
     let row = rows::insert(conn, &new).await?.ok_or_else(|| device.taken())?;
     attach_volume::enqueue(conn, id, &volume.id).await?;
@@ -155,7 +178,8 @@ fn random_hex() -> String {
     hex::encode(bytes.as_slice())
 }
 
-/// DetachVolume. Instance and device, when given, must be those of the attachment. `Force` takes the disk away from a guest
+/// DetachVolume. Instance and device, when given, must be those of the attachment; of a volume with Multi-Attach the instance
+/// must be given. `Force` takes the disk away from a guest
 /// that holds on to it, also when a patient detach is under way.
 pub async fn detach(api: &Api, call: &Call, mut params: Params) -> ApiResult<String> {
     let (volume, instance) = (params.text("VolumeId"), params.filled("InstanceId"));
@@ -170,14 +194,21 @@ pub async fn detach(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
     if let Some(instance) = &instance {
         check_known(&mut conn, account, instance).await?;
     }
+    if volume.multi_attach && instance.is_none() {
+        return Err(missing("instanceId"));
+    }
     call.stop_if_dry_run()?;
     if volume.state != VolumeState::InUse {
         return Err(in_state(&id, volume.state));
     }
     let row = conn
         .transaction(async |conn| {
-            let live = rows::live_of_volume(conn, &id).await?.into_iter().next();
-            let Some((row, _)) = live else { return Err(in_state(&id, VolumeState::Available)) };
+            let mut live = rows::live_of_volume(conn, &id).await?;
+            let asked = live.iter().position(|(row, _)| Some(&row.instance_id) == instance.as_ref());
+            if live.is_empty() {
+                return Err(in_state(&id, VolumeState::Available));
+            }
+            let (row, _) = live.swap_remove(asked.unwrap_or(0));
             check_ends(&row, instance.as_ref(), device.as_deref())?;
             if !detach_volume::start(conn, row.id, &id, force).await? {
                 return Err(in_state(&id, row.state));

@@ -10,7 +10,7 @@ use crate::workers::copy_volume;
 
 use super::create_volume::{MAX_TOKEN, NO_ROOM, admit_in, bytes, no_room, repeated};
 use super::error::{ApiError, ApiResult};
-use super::faults::{invalid_combination, invalid_value, unsupported};
+use super::faults::{invalid_value, unsupported};
 use super::query::Params;
 use super::resource_id::{self, Dialect};
 use super::snapshots::{await_cut, hold_source};
@@ -98,12 +98,7 @@ fn check(mut params: Params) -> ApiResult<Request> {
 }
 
 fn check_late(request: &Request) -> ApiResult<()> {
-    if request.multi_attach == Some(true) {
-        return Err(invalid_combination(format!(
-            "The parameter multi-attach-enabled is not supported for {} volumes.",
-            request.shape.volume_type
-        )));
-    }
+    volume_types::check_multi_attach(request.multi_attach, request.shape.volume_type)?;
     match &request.token {
         Some(token) if token.chars().count() > MAX_TOKEN => {
             Err(invalid_value(format!("Client token must be less than or equal to {MAX_TOKEN} characters.")))
@@ -161,6 +156,7 @@ async fn make(
             iops: request.shape.iops(size_gib),
             throughput: request.shape.throughput,
             initialization_rate: None,
+            multi_attach: request.multi_attach == Some(true),
             snapshot_id: None,
             client_token: request.token.clone(),
             request_digest: digest.map(hex::encode),

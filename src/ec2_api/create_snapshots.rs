@@ -40,19 +40,14 @@ pub async fn create(api: &Api, call: &Call, params: Params) -> ApiResult<String>
     let request = check(params)?;
     let account = &*call.caller.account_id;
     let mut conn = api.pool.get().await?;
-    let instance = find_instance(&mut conn, account, &request.instance).await?;
+    find_instance(&mut conn, account, &request.instance).await?;
     call.stop_if_dry_run()?;
-    let can_rest = create_snapshots::can_rest(&nodes::drivers(&mut conn, &instance.node).await?);
     let set = Uuid::new_v4();
     let made = conn
         .transaction(async |conn| {
             let volumes = choose(conn, &request).await?;
-            if volumes.len() > 1 && !can_rest {
-                return Err(unsupported(format!(
-                    "The host of instance '{}' cannot rest its I/O, so its volumes cannot be snapshotted at one point in \
-                     time. Exclude all but one.",
-                    request.instance
-                )));
+            if volumes.len() > 1 {
+                check_rest(conn, &volumes).await?;
             }
             quotas::take_snapshots(api, conn, account, &volumes.iter().collect::<Vec<_>>()).await?;
             let mut made = Vec::with_capacity(volumes.len());
@@ -123,6 +118,19 @@ async fn choose(conn: &mut Conn, request: &Request) -> ApiResult<Vec<VolumeId>> 
         return Err(invalid_value(format!("Instance '{instance}' has no attached volumes that are not excluded.")));
     }
     Ok(chosen)
+}
+
+/// Refuses volumes that an instance has whose host cannot rest it; with Multi-Attach it need not be the one that was named.
+async fn check_rest(conn: &mut Conn, volumes: &[VolumeId]) -> ApiResult<()> {
+    for (instance, node) in attachments::hosts_of_volumes(conn, volumes).await? {
+        if !create_snapshots::can_rest(&nodes::drivers(conn, &node).await?) {
+            return Err(unsupported(format!(
+                "The host of instance '{instance}' cannot rest its I/O, so its volumes cannot be snapshotted at one point in \
+                 time. Exclude all but one."
+            )));
+        }
+    }
+    Ok(())
 }
 
 async fn insert(

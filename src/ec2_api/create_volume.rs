@@ -113,12 +113,7 @@ impl Request {
 
     /// Checks what EC2 checks after DryRun.
     fn check_late(&self, shape: &Shape) -> ApiResult<()> {
-        if self.multi_attach == Some(true) {
-            return Err(invalid_combination(format!(
-                "The parameter multi-attach-enabled is not supported for {} volumes.",
-                shape.volume_type
-            )));
-        }
+        volume_types::check_multi_attach(self.multi_attach, shape.volume_type)?;
         match &self.token {
             Some(token) if token.chars().count() > MAX_TOKEN => {
                 Err(invalid_value(format!("Client token must be less than or equal to {MAX_TOKEN} characters.")))
@@ -172,6 +167,7 @@ pub async fn create(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
             iops: shape.iops(size_gib),
             throughput: shape.throughput,
             initialization_rate: request.rate,
+            multi_attach: request.multi_attach == Some(true),
             snapshot_id: snapshot.clone(),
             client_token: request.token.clone(),
             request_digest: digest.as_ref().map(hex::encode),
@@ -295,7 +291,8 @@ async fn place(api: &Api, zone: &Zone, shape: &Shape) -> ApiResult<(i32, String)
     Ok((size, node.ok_or_else(no_room)?))
 }
 
-/// The size of a volume from a snapshot, and the storage node that has the snapshot, which stays until the transaction ends.
+/// The size of a volume from a snapshot, and the storage node of the zone that gets it. The snapshot stays until the transaction
+/// ends, and then for as long as the volume is being made.
 async fn place_beside(
     api: &Api,
     conn: &mut Conn,
@@ -316,11 +313,12 @@ async fn place_beside(
         )));
     }
     volume_types::check_size(shape, size)?;
-    if !api.storage_nodes_of(&zone.name).contains(&source.node.as_str()) {
-        return Err(unsupported(format!("The snapshot '{id}' can be used only in the zone of its storage node.")));
-    }
-    let node = api.placement.take(&[&source.node], bytes(size)).ok_or_else(no_room)?;
-    Ok((size, node))
+    let of_zone = api.storage_nodes_of(&zone.name);
+    // The node that has it need not copy it from another.
+    let (own, others): (Vec<_>, Vec<_>) = of_zone.into_iter().partition(|node| *node == source.node);
+    let mut choices = [own, others].into_iter();
+    let node = choices.find_map(|among| api.placement.take(&among, bytes(size)));
+    Ok((size, node.ok_or_else(no_room)?))
 }
 
 /// GiB in bytes.

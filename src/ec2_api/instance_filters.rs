@@ -28,7 +28,7 @@ pub fn condition(filter: &Filter, region: &Region) -> Condition {
             "status" => "CASE b.state WHEN 'busy' THEN 'detaching' ELSE b.state END",
             _ => "b.volume_id",
         };
-        return Condition { subject: Subject::Attachment(column), values: filter.values() };
+        return Condition { subject: Subject::Attachment("b.instance_id = i.id", column), values: filter.values() };
     }
     let expression = match name {
         "architecture" => "'x86_64'::text",

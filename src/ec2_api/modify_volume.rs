@@ -7,6 +7,7 @@ use diesel_async::AsyncConnection;
 use uuid::Uuid;
 
 use crate::db::Conn;
+use crate::db::attachments;
 use crate::db::modifications::{self as rows, NewModification};
 use crate::db::volumes::{self as volume_rows, Volume};
 use crate::ids::VolumeId;
@@ -14,7 +15,7 @@ use crate::state::{ModificationState, VolumeState};
 use crate::workers::modify_volume;
 
 use super::error::{ApiError, ApiResult};
-use super::faults::{incorrect_state, invalid_combination, invalid_value, no_volume, unsupported};
+use super::faults::{incorrect_state, invalid_combination, invalid_value, no_volume};
 use super::query::Params;
 use super::resource_id::{self, Dialect};
 use super::volume_types::{self, Existing, Shape};
@@ -51,6 +52,12 @@ impl Asked {
     }
 
     fn check(&self, volume: &Volume) -> ApiResult<Shape> {
+        if volume.multi_attach && volume.volume_type == "io1" {
+            return Err(invalid_value(
+                "io1 volumes with Multi-Attach enabled do not support modify-volume actions. Please review the EBS technical \
+                 documentation for information on the Multi-Attach limitations and considerations.",
+            ));
+        }
         let asked = volume_types::Asked {
             volume_type: self.volume_type.as_deref(),
             size_gib: self.size_gib,
@@ -64,20 +71,25 @@ impl Asked {
             throughput: volume.throughput,
         };
         let shape = volume_types::check_change(asked, existing)?;
-        check_multi_attach(self.multi_attach, shape.volume_type)?;
+        volume_types::check_multi_attach(self.multi_attach, shape.volume_type)?;
+        if self.multi_attach == Some(true) && shape.volume_type == "io1" {
+            return Err(invalid_combination("Multi-Attach can't be enabled for io1 volumes after they were created."));
+        }
+        if volume.multi_attach && shape.volume_type != volume.volume_type {
+            return Err(invalid_combination("The type of a volume with Multi-Attach enabled can't be modified."));
+        }
         Ok(shape)
     }
 }
 
-/// Multi-Attach is for two types, and not there yet for either.
-fn check_multi_attach(asked: Option<bool>, volume_type: &str) -> ApiResult<()> {
-    match (asked, volume_type) {
-        (Some(true), "io1" | "io2") => Err(unsupported("Multi-Attach is not supported.")),
-        (Some(true), other) => Err(invalid_combination(format!(
-            "The parameter multi-attach-enabled is not supported for {other} volumes."
-        ))),
-        _ => Ok(()),
+/// Refuses to take Multi-Attach from a volume that several instances have.
+async fn check_attachments(conn: &mut Conn, volume: &Volume, asked: Option<bool>) -> ApiResult<()> {
+    if volume.multi_attach && asked == Some(false) && attachments::live_iqns(conn, &volume.id).await?.len() > 1 {
+        let text =
+            format!("Multi-Attach can't be disabled: volume '{}' is attached to more than one instance.", volume.id);
+        return Err(incorrect_state(text));
     }
+    Ok(())
 }
 
 /// ModifyVolume. What changes nothing is a modification too.
@@ -98,8 +110,9 @@ pub async fn modify(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
         .transaction(async |conn| {
             let volume = held(conn, account, &id).await?;
             let shape = asked.check(&volume)?;
+            check_attachments(conn, &volume, asked.multi_attach).await?;
             check_time(conn, &id).await?;
-            let new = new(&volume, &shape);
+            let new = new(&volume, &shape, asked.multi_attach);
             quotas::take_growth(api, conn, &volume, &new).await?;
             let row = rows::begin(conn, &new).await?;
             let row = row.ok_or_else(|| under_way(&id, ModificationState::Modifying))?;
@@ -146,7 +159,7 @@ fn under_way(id: &VolumeId, state: ModificationState) -> ApiError {
     ApiError::new("IncorrectModificationState", format!("Volume {id} cannot be modified in modification state {state}"))
 }
 
-fn new(volume: &Volume, shape: &Shape) -> NewModification {
+fn new(volume: &Volume, shape: &Shape, multi_attach: Option<bool>) -> NewModification {
     let target_size_gib = shape.size_gib.unwrap_or(volume.size_gib);
     NewModification {
         volume_id: volume.id.clone(),
@@ -161,6 +174,6 @@ fn new(volume: &Volume, shape: &Shape) -> NewModification {
         target_type: shape.volume_type,
         target_iops: shape.iops(target_size_gib),
         target_throughput: shape.throughput,
-        target_multi_attach: volume.multi_attach,
+        target_multi_attach: multi_attach.unwrap_or(volume.multi_attach),
     }
 }

@@ -74,13 +74,14 @@ pub async fn describe(api: &Api, call: &Call, mut params: Params) -> ApiResult<S
     Ok(xml.finish())
 }
 
+/// Whether an attachment is the volume's.
+const OF_VOLUME: &str = "b.volume_id = s.id";
+
 /// What a filter looks at.
 fn condition(filter: &Filter) -> Condition {
     let subject = match filter.name.as_str() {
-        "attachment-status.instance-id" => Subject::Expression("s.instance_id"),
-        "attachment-status.io-performance" => {
-            Subject::Expression("CASE WHEN s.instance_id IS NOT NULL THEN s.io_performance END")
-        }
+        "attachment-status.instance-id" => Subject::Attachment(OF_VOLUME, "b.instance_id"),
+        "attachment-status.io-performance" => Subject::Attachment(OF_VOLUME, "s.io_performance"),
         "availability-zone" => Subject::Expression("s.zone"),
         "event.description" => Subject::Expression("s.event_description"),
         "event.event-id" => Subject::Expression("s.event_id"),
@@ -110,9 +111,9 @@ fn item(xml: &mut Xml, row: &DescribedStatus, region: &Region) {
         })
         .text("actionsSet", "")
         .element("eventsSet", |xml| event(xml, row));
-    if let Some(instance) = &row.instance_id {
-        xml.set("attachmentStatuses", [instance], |xml, instance| {
-            xml.text("ioPerformance", &row.io_performance).plain("instanceId", instance);
+    if !row.instance_ids.is_empty() {
+        xml.set("attachmentStatuses", &row.instance_ids, |xml, instance| {
+            xml.text("ioPerformance", &row.io_performance).text("instanceId", instance);
         });
     }
     if let Some(state) = &row.initialization {
@@ -136,12 +137,15 @@ fn details(xml: &mut Xml, row: &DescribedStatus) {
 
 fn event(xml: &mut Xml, row: &DescribedStatus) {
     let (Some(id), Some(since)) = (&row.event_id, row.event_not_before) else { return };
-    xml.element("item", |xml| {
+    // One for each instance that has the volume.
+    let instances: Vec<_> = row.instance_ids.iter().map(Some).collect();
+    let each = if instances.is_empty() { &[None][..] } else { &instances };
+    xml.items(each, |xml, instance| {
         xml.optional("description", row.event_description.as_deref())
             .text("eventId", id)
             .optional("eventType", row.event_type.as_deref())
             .time("notBefore", since)
-            .optional_plain("instanceId", row.instance_id.as_ref());
+            .optional("instanceId", instance.map(String::as_str));
     });
 }
 

@@ -136,6 +136,16 @@ pub fn check(asked: Asked<'_>) -> ApiResult<Shape> {
     Ok(Shape { volume_type: rules.name, size_gib: asked.size_gib, iops, asked_iops: asked.iops, throughput })
 }
 
+/// Refuses Multi-Attach to the types that do not have it.
+pub fn check_multi_attach(asked: Option<bool>, volume_type: &str) -> ApiResult<()> {
+    if asked == Some(true) && !matches!(volume_type, "io1" | "io2") {
+        return Err(invalid_combination(format!(
+            "The parameter multi-attach-enabled is not supported for {volume_type} volumes."
+        )));
+    }
+    Ok(())
+}
+
 /// Judges a size that a snapshot decided.
 pub fn check_size(shape: &Shape, size_gib: i32) -> ApiResult<()> {
     TYPES.iter().find(|rules| rules.name == shape.volume_type).map_or(Ok(()), |rules| {

@@ -3,7 +3,7 @@
 use diesel_async::AsyncConnection;
 
 use crate::db::Conn;
-use crate::db::attachments;
+use crate::db::attachments as attachment_rows;
 use crate::db::describe_volumes::{self as table, DescribedVolume};
 use crate::db::statement::{Condition, Instant, Subject, Values};
 use crate::db::volumes as volume_rows;
@@ -143,7 +143,7 @@ fn item(xml: &mut Xml, row: &DescribedVolume, account: &str, region: &Region) {
         .text("availabilityZoneId", region.zone_id(&row.zone))
         .plain("status", row.state)
         .time("createTime", row.created_at)
-        .element("attachmentSet", |xml| attachment(xml, row));
+        .element("attachmentSet", |xml| attachments(xml, row));
     tags::set(xml, &row.tag_keys, &row.tag_values);
     xml.plain("volumeType", &row.volume_type)
         .optional_plain("iops", row.iops)
@@ -158,19 +158,20 @@ fn item(xml: &mut Xml, row: &DescribedVolume, account: &str, region: &Region) {
         });
 }
 
-fn attachment(xml: &mut Xml, row: &DescribedVolume) {
-    let (Some(instance), Some(device), Some(state), Some(at)) =
-        (&row.instance_id, &row.device, row.attachment_state, row.attached_at)
+fn attachments(xml: &mut Xml, row: &DescribedVolume) {
+    let (Some(instances), Some(devices), Some(states), Some(times), Some(ends)) =
+        (&row.instance_ids, &row.devices, &row.attachment_states, &row.attached_at, &row.delete_on_termination)
     else {
         return;
     };
-    xml.element("item", |xml| {
+    let all = instances.iter().zip(devices).zip(states).zip(times).zip(ends);
+    xml.items(all, |xml, ((((instance, device), state), at), ends)| {
         xml.plain("volumeId", &row.id)
-            .plain("instanceId", instance)
+            .text("instanceId", instance)
             .text("device", device)
-            .plain("status", state)
-            .second("attachTime", at)
-            .plain("deleteOnTermination", row.delete_on_termination.unwrap_or(false));
+            .text("status", state)
+            .second("attachTime", *at)
+            .plain("deleteOnTermination", ends);
     });
 }
 
@@ -186,12 +187,12 @@ pub async fn delete(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
         if delete_volume::start(conn, &id).await? {
             return Ok(());
         }
-        match attachments::live_of_volume(conn, &id).await?.first() {
-            Some((row, _)) => {
-                Err(ApiError::new("VolumeInUse", format!("Volume {id} is currently attached to {}", row.instance_id)))
-            }
-            None => Err(faults::no_volume(&id)),
+        let live = attachment_rows::live_of_volume(conn, &id).await?;
+        if live.is_empty() {
+            return Err(faults::no_volume(&id));
         }
+        let instances: Vec<&str> = live.iter().map(|(row, _)| row.instance_id.as_str()).collect();
+        Err(ApiError::new("VolumeInUse", format!("Volume {id} is currently attached to {}", instances.join(", "))))
     })
     .await?;
     api.wake.wake();

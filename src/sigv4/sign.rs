@@ -1,6 +1,7 @@
-//! Making signatures, for the calls from gateways to delegates.
+//! Making signatures, for the calls from gateways to delegates, and from one delegate to another.
 
 use chrono::{DateTime, Utc};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use sha2::{Digest, Sha256};
 
 use super::{SigningKey, canonical, time, v4};
@@ -46,4 +47,27 @@ pub fn sign(request: &Outgoing<'_>, now: DateTime<Utc>) -> [(&'static str, Strin
     let authorization =
         format!("{} Credential={credential}, SignedHeaders={SIGNED}, Signature={signature}", v4::ALGORITHM);
     [("authorization", authorization), ("x-amz-content-sha256", payload), ("x-amz-date", time)]
+}
+
+/// Signs a request that somebody else is to make, within so many seconds from now, and returns its query. The signature covers
+/// the method, the path and the host; the request must have no query of its own and an empty body.
+pub fn presign(request: &Outgoing<'_>, expires_s: u32, now: DateTime<Utc>) -> String {
+    let time = time::to_basic(now);
+    let scope = v4::scope(&time[..8], request.region, request.service);
+    let credential = utf8_percent_encode(request.access_key_id, NON_ALPHANUMERIC).to_string();
+    let query = format!(
+        "X-Amz-Algorithm={}&X-Amz-Credential={credential}%2F{}&X-Amz-Date={time}&X-Amz-Expires={expires_s}\
+         &X-Amz-SignedHeaders=host",
+        v4::ALGORITHM,
+        utf8_percent_encode(&scope, NON_ALPHANUMERIC)
+    );
+    let payload = hex::encode(Sha256::digest(request.body));
+    let path = canonical::path(&canonical::normalised(request.path));
+    let canonical_query = canonical::query_v4(&query, None).unwrap_or_default();
+    let headers = format!("host:{}\n", request.host);
+    let canonical =
+        v4::canonical_request(request.method, &path, &canonical_query, headers.as_bytes(), "host", &payload);
+    let key = SigningKey::derive(request.secret, &time[..8], request.region, request.service);
+    let signature = hex::encode(key.mac(v4::string_to_sign(&time, &scope, &canonical).as_bytes()));
+    format!("{query}&X-Amz-Signature={signature}")
 }

@@ -38,7 +38,7 @@ pub(super) enum Step {
 /// Enqueues the making of an attachment whose row is `attaching`.
 pub async fn enqueue(conn: &mut Conn, attachment: Uuid, volume: &VolumeId) -> db::Result<()> {
     let params = serde_json::json!({ "attachment": attachment });
-    workflows::enqueue(conn, KIND, volume.as_str(), volume, &params).await
+    workflows::enqueue(conn, KIND, &attachment.to_string(), volume, &params).await
 }
 
 impl Workflow for AttachVolume {
@@ -82,11 +82,16 @@ impl Workflow for AttachVolume {
     }
 }
 
-/// Records that an attachment is over, and gives the volume back; or, if its owner wants it to go with the instance and that is
-/// gone for good, deletes it.
+/// Records that an attachment is over. The last one gives the volume back; or, if its owner wants the volume to go with the
+/// instance and that is gone for good, deletes it.
 pub(super) async fn record_detached(conn: &mut Conn, attachment: Uuid, reason: Option<&str>) -> db::Result<()> {
     let Some((row, ends)) = attachments::find(conn, attachment).await? else { return Ok(()) };
+    // Of two that end at once one is the last.
+    volumes::hold(conn, &row.volume_id).await?;
     attachments::set_detached(conn, attachment, reason).await?;
+    if row.multi_attach && !attachments::live_iqns(conn, &row.volume_id).await?.is_empty() {
+        return Ok(());
+    }
     let free = volumes::swap_state(conn, &row.volume_id, &[VolumeState::InUse], VolumeState::Available).await?;
     if free && row.delete_on_termination && ends.instance_state == InstanceState::Terminated {
         delete_volume::start(conn, &row.volume_id).await?;
@@ -113,14 +118,23 @@ fn limits(ends: &Ends) -> Limits {
 pub(super) struct Way {
     row: Attachment,
     ends: Ends,
+    /// The names of the targets of the volume's other attachments. One that is added later cannot be ended by mistake: its
+    /// workflow has a newer generation, and the node refuses this one from then on.
+    beside: Vec<String>,
 }
 
 impl Way {
     pub(super) async fn find(run: &Run<'_>, attachment: Uuid) -> Result<Self, StepError> {
-        attachments::find(&mut *run.conn().await?, attachment)
+        let mut conn = run.conn().await?;
+        let (row, ends) = attachments::find(&mut conn, attachment)
             .await?
-            .map(|(row, ends)| Self { row, ends })
-            .ok_or_else(|| StepError::Retry(format!("the row of attachment {attachment} is missing")))
+            .ok_or_else(|| StepError::Retry(format!("the row of attachment {attachment} is missing")))?;
+        let mut beside = Vec::new();
+        if row.multi_attach {
+            beside = attachments::live_iqns(&mut conn, &row.volume_id).await?;
+            beside.retain(|iqn| *iqn != row.iqn);
+        }
+        Ok(Self { row, ends, beside })
     }
 
     fn storage<'a>(&self, run: &Run<'a>) -> Result<&'a dyn VolumeDelegate, StepError> {
@@ -160,6 +174,7 @@ impl Way {
             chap_user: self.row.chap_user.clone(),
             chap_secret: Secret(secret.to_string()),
             initiator_iqn: self.row.initiator_iqn.clone(),
+            beside: self.beside.clone(),
         })
     }
 
@@ -224,6 +239,6 @@ impl Way {
     }
 
     pub(super) async fn unexport(&self, run: &Run<'_>) -> Result<(), StepError> {
-        Ok(self.storage(run)?.ensure_not_exported(run.generation, &self.row.volume_id).await?)
+        Ok(self.storage(run)?.ensure_not_exported(run.generation, &self.row.volume_id, &self.beside).await?)
     }
 }

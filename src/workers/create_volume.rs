@@ -1,11 +1,17 @@
 //! Makes a volume on its storage node: of zeros, or of a snapshot's bytes.
+//!
+//! When another node has the snapshot, the volume's own copies it from there, in the background, for hours perhaps. The workflow asks
+//! from time to time how far it is, and each time gives leave to read for a while longer; that is made anew each time, and
+//! never stored. The snapshot stays until then: its deletion waits, see [`super::delete_snapshot`].
 
 use serde::{Deserialize, Serialize};
 
+use super::create_snapshot;
 use super::engine::{OnFailure, Run, StepError, Workflow};
 use crate::db::{self, Conn, volumes};
 use crate::delegate::VolumeSpec;
-use crate::ids::VolumeId;
+use crate::delegate::source::RestoreSpec;
+use crate::ids::{SnapshotId, VolumeId};
 use crate::state::VolumeState;
 
 pub(super) const KIND: &str = "create_volume";
@@ -39,6 +45,12 @@ impl Workflow for CreateVolume {
         match step {
             Step::Make => {
                 let size_bytes = u64::try_from(row.size_gib).unwrap_or(0) * GIB;
+                if let Some(snapshot) = &row.snapshot_id {
+                    let has_it = create_snapshot::row(run, snapshot).await?.node;
+                    if has_it != row.node {
+                        return restore(run, &row, size_bytes, snapshot, &has_it).await;
+                    }
+                }
                 let spec = VolumeSpec { volume: row.id, size_bytes, snapshot: row.snapshot_id };
                 Ok(storage.ensure_volume(run.generation, &spec).await?)
             }
@@ -64,6 +76,22 @@ impl Workflow for CreateVolume {
             Some(row) if row.state == VolumeState::Deleting => volumes::set_deleted(conn, &self.volume).await,
             _ => volumes::set_error(conn, &self.volume, reason).await,
         }
+    }
+}
+
+/// Copies a snapshot from the node that has it to the volume's own, or asks how far that is.
+async fn restore(
+    run: &Run<'_>,
+    row: &volumes::Volume,
+    size_bytes: u64,
+    snapshot: &SnapshotId,
+    from: &str,
+) -> Result<(), StepError> {
+    let source = run.context.nodes.source(from)?;
+    let spec = RestoreSpec { volume: row.id.clone(), size_bytes, snapshot: snapshot.clone() };
+    match run.context.nodes.storage(&row.node)?.ensure_restored(run.generation, &spec, source).await? {
+        100.. => Ok(()),
+        progress => Err(StepError::Wait(format!("{progress} % are copied from {from}"))),
     }
 }
 

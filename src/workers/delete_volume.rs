@@ -50,7 +50,7 @@ impl Workflow for DeleteVolume {
         let storage = run.context.nodes.storage(&row.node)?;
         match step {
             Step::Remove => {
-                storage.ensure_not_exported(run.generation, &self.volume).await?;
+                storage.ensure_not_exported(run.generation, &self.volume, &[]).await?;
                 Ok(storage.ensure_no_volume(run.generation, &self.volume).await?)
             }
         }

@@ -32,7 +32,7 @@ pub(super) enum Step {
 ///
 /// Locks the workflow's row before the attachment's, as the engine does.
 pub async fn start(conn: &mut Conn, attachment: Uuid, volume: &VolumeId, force: bool) -> db::Result<bool> {
-    let key = volume.as_str();
+    let key = &attachment.to_string();
     let live = workflows::lock_live(conn, key).await?;
     workflows::cancel(conn, key, attach_volume::KIND, "detached before it was attached").await?;
     let from = [AttachmentState::Attaching, AttachmentState::Attached];

@@ -275,6 +275,9 @@ async fn failed(context: &Context, row: &Row, step: &str, error: StepError, on_f
             if !workflows::renew(&mut conn, row.id, row.lease_generation, lease_s).await? {
                 return Ok(Held::Lost);
             }
+            if workflows::is_overtaken(&mut conn, &row.volume_id, row.lease_generation).await? {
+                return wait(&mut conn, row, step, "another workflow of the volume has come in between").await;
+            }
             (
                 format!(
                     "{}; yet the lease is ours. Was the database restored? See docs/operations.md",
@@ -283,13 +286,7 @@ async fn failed(context: &Context, row: &Row, step: &str, error: StepError, on_f
                 false,
             )
         }
-        StepError::Wait(reason) => {
-            let reason = legible(&reason);
-            let delay = backoff_ms(row.attempts).min(MAX_WAIT_MS);
-            note(&mut conn, row, step, "waits", &reason).await?;
-            let released = workflows::release(&mut conn, row.id, row.lease_generation, delay, 0, Some(&reason)).await?;
-            return Ok(released.is_some().into());
-        }
+        StepError::Wait(reason) => return wait(&mut conn, row, step, &legible(&reason)).await,
         StepError::Retry(reason) => (legible(&reason), false),
         StepError::Fail(reason) => (legible(&reason), on_failure == OnFailure::TurnBack),
     };
@@ -310,6 +307,14 @@ async fn failed(context: &Context, row: &Row, step: &str, error: StepError, on_f
         .await?;
     context.wake.here.notify_one();
     Ok(held)
+}
+
+/// Gives a workflow back for a while, with which nothing is wrong.
+async fn wait(conn: &mut Conn, row: &Row, step: &str, reason: &str) -> db::Result<Held> {
+    let delay = backoff_ms(row.attempts).min(MAX_WAIT_MS);
+    note(conn, row, step, "waits", reason).await?;
+    let released = workflows::release(conn, row.id, row.lease_generation, delay, 0, Some(reason)).await?;
+    Ok(released.is_some().into())
 }
 
 /// Adds to the history; of a step that is tried for weeks, every hundredth time. The row has the last error anyway.

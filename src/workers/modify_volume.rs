@@ -86,18 +86,20 @@ impl ModifyVolume {
     async fn show(&self, run: &Run<'_>) -> Result<(), StepError> {
         let row = self.row(run).await?;
         let live = attachments::live_of_volume(&mut *run.conn().await?, &self.volume).await?;
-        let mut all_see_it = true;
+        let (mut all_see_it, mut told) = (true, Ok(()));
         for (attachment, _) in &live {
             let shown = Way::find(run, attachment.id).await?.grow(run, size_bytes(&row)).await;
-            all_see_it &= match shown {
-                Ok(growth) => growth == Growth::Online,
-                Err(StepError::Fail(_)) => false,
-                Err(other) => return Err(other),
-            };
+            all_see_it &= shown == Ok(Growth::Online);
+            // A node that is away must not keep the others from being told.
+            told = told.and(match shown {
+                Ok(_) | Err(StepError::Fail(_)) => Ok(()),
+                Err(other) => Err(other),
+            });
         }
+        told?;
         let mut growth = self.growth();
-        let told = |growth| if all_see_it && growth == Growth::Online { Growth::Online } else { Growth::AtNextAttach };
-        *growth = growth.map(|growth| if live.is_empty() { Growth::Online } else { told(growth) });
+        let seen = |growth| if all_see_it && growth == Growth::Online { Growth::Online } else { Growth::AtNextAttach };
+        *growth = growth.map(|growth| if live.is_empty() { Growth::Online } else { seen(growth) });
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::delegate::source::SnapshotSource;
 use crate::delegate::{DelegateError, VmmDelegate, VolumeDelegate};
 
 /// A storage node.
@@ -40,6 +41,13 @@ impl Nodes {
         self.volume
             .get(name)
             .map(|node| &*node.delegate)
+            .ok_or_else(|| DelegateError::retry(format!("the configuration has no storage node {name}")))
+    }
+
+    /// A storage node as the source of its snapshots. See [`Self::storage`].
+    pub fn source(&self, name: &str) -> Result<Arc<dyn SnapshotSource>, DelegateError> {
+        let node = self.volume.get(name);
+        node.map(|node| Arc::clone(&node.delegate) as Arc<dyn SnapshotSource>)
             .ok_or_else(|| DelegateError::retry(format!("the configuration has no storage node {name}")))
     }
 

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::attach_volume::Way;
 use super::create_volume;
 use super::engine::{OnFailure, Run, StepError, Workflow};
-use crate::db::{self, Conn, attachments, workflows};
+use crate::db::attachments::{self, Attachment, Ends};
+use crate::db::{self, Conn, workflows};
 use crate::delegate::{Detach, DiskSpec, Limits, MachineRef};
 use crate::ids::VolumeId;
 use crate::state::{AttachmentState, InstanceState, VolumeState};
@@ -84,27 +85,29 @@ impl Workflow for RepairVolume {
 async fn mend(run: &Run<'_>, volume: &VolumeId) -> Result<(), StepError> {
     let row = create_volume::row(run, volume).await?;
     let live = attachments::live_of_volume(&mut *run.conn().await?, volume).await?;
-    if live.is_empty() {
-        let settled = matches!(row.state, VolumeState::Available | VolumeState::Error);
-        if settled {
-            run.context.nodes.storage(&row.node)?.ensure_not_exported(run.generation, volume).await?;
-        }
-        return Ok(());
+    let mut done = Ok(());
+    for (attachment, ends) in live.iter().filter(|(row, _)| row.state == AttachmentState::Attached) {
+        // One that cannot be mended must not keep the others broken.
+        done = done.and(mend_one(run, attachment, ends).await);
     }
-    for (attachment, ends) in live {
-        if attachment.state != AttachmentState::Attached {
-            continue;
-        }
-        let mut way = Way::find(run, attachment.id).await?;
-        let running = ends.instance_state == InstanceState::Running;
-        if running {
-            way.follow_initiator(run).await?;
-        }
-        let portal = way.export(run).await?;
-        if running {
-            way.connect(run, portal).await?;
-            way.attach(run).await?;
-        }
+    done?;
+    if !live.is_empty() || matches!(row.state, VolumeState::Available | VolumeState::Error) {
+        let wanted: Vec<String> = live.into_iter().map(|(attachment, _)| attachment.iqn).collect();
+        run.context.nodes.storage(&row.node)?.ensure_not_exported(run.generation, volume, &wanted).await?;
+    }
+    Ok(())
+}
+
+async fn mend_one(run: &Run<'_>, attachment: &Attachment, ends: &Ends) -> Result<(), StepError> {
+    let mut way = Way::find(run, attachment.id).await?;
+    let running = ends.instance_state == InstanceState::Running;
+    if running {
+        way.follow_initiator(run).await?;
+    }
+    let portal = way.export(run).await?;
+    if running {
+        way.connect(run, portal).await?;
+        way.attach(run).await?;
     }
     Ok(())
 }

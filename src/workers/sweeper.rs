@@ -72,9 +72,10 @@ pub async fn sweep(context: &Context) -> db::Result<()> {
     }
     let mut enqueued = end_with_their_instances(&mut conn).await?;
     let attached = attachments::all_attached(&mut conn).await?;
-    let exported = observed.storage.values().flat_map(|report| &report.exports).map(|export| export.volume.clone());
-    let wanted = attachments::live_volumes(&mut conn).await?;
-    let unwanted = exported.filter(|volume| !wanted.contains(volume)).collect();
+    let wanted = attachments::all_live_iqns(&mut conn).await?;
+    let exported = observed.storage.values().flat_map(|report| &report.exports);
+    let unwanted =
+        exported.filter(|export| !wanted.contains(&export.iqn)).map(|export| export.volume.clone()).collect();
     let leftovers = leftovers(&mut conn, &attached, &observed).await?;
     let mut repairs = plan(&attached, &observed, unwanted);
     repairs.extend(leftovers.keys().cloned());

@@ -129,12 +129,6 @@ async fn refused_modifications_say_what_clients_search_for_and_change_nothing() 
             "InvalidParameterCombination",
             "The parameter multi-attach-enabled is not supported for gp2 volumes.",
         ),
-        (
-            "ModifyVolume",
-            vec![id, ("Size", "4"), ("VolumeType", "io2"), ("Iops", "100"), ("MultiAttachEnabled", "true")],
-            "UnsupportedOperation",
-            "Multi-Attach is not supported.",
-        ),
         ("ModifyVolume", vec![id, ("KmsKeyId", "x")], "UnknownParameter", "The parameter KmsKeyId is not recognized"),
         (
             "DescribeVolumesModifications",

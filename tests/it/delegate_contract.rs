@@ -28,7 +28,8 @@ const MIB: u64 = 1 << 20;
 const UNIT: u64 = 4 * MIB;
 const NOW: Generation = Generation(100);
 
-fn kind<T: std::fmt::Debug>(result: Result<T>) -> ErrorKind {
+/// How it was refused.
+pub fn kind<T: std::fmt::Debug>(result: Result<T>) -> ErrorKind {
     result.expect_err("it is refused").kind
 }
 
@@ -41,6 +42,7 @@ pub fn export(volume: &VolumeId, initiator_iqn: &str, attempt: u32) -> ExportSpe
         chap_user: format!("{volume}-{attempt}"),
         chap_secret: Secret(format!("secret-of-attempt-{attempt}")),
         initiator_iqn: initiator_iqn.into(),
+        beside: Vec::new(),
     }
 }
 
@@ -157,9 +159,44 @@ async fn a_volume_has_one_export_and_stays_while_it_has(storage: &dyn VolumeDele
     }
     assert_eq!(kind(storage.ensure_no_volume(NOW, &volume).await), ErrorKind::Retry);
     for _ in 0..2 {
-        storage.ensure_not_exported(NOW, &volume).await.unwrap();
+        storage.ensure_not_exported(NOW, &volume, &[]).await.unwrap();
     }
     assert!(storage.observe().await.unwrap().exports.iter().all(|export| export.volume != volume));
+    storage.ensure_no_volume(NOW, &volume).await.unwrap();
+}
+
+async fn of_exports_beside_each_other_each_ends_by_itself(storage: &dyn VolumeDelegate) {
+    let volume = new_volume(storage, UNIT).await;
+    let of = |attempt, initiator: &str| export(&volume, initiator, attempt);
+    let (one, two) = ("iqn.2026-01.net.example:host", "iqn.2026-01.net.example:other");
+    // The third has the initiator of the first: two machines of one host.
+    let mut specs = [of(1, one), of(2, two), of(3, one)];
+    let iqns: Vec<String> = specs.iter().map(|spec| spec.iqn.clone()).collect();
+    for spec in &mut specs {
+        spec.beside = iqns.iter().filter(|iqn| **iqn != spec.iqn).cloned().collect();
+    }
+    let exports = async || {
+        let seen = storage.observe().await.unwrap().exports;
+        assert!(seen.iter().all(|export| export.whole), "{seen:?}");
+        let mut seen: Vec<String> = seen.into_iter().map(|export| export.iqn).collect();
+        seen.sort();
+        seen
+    };
+    let portal = storage.ensure_exported(NOW, &specs[0]).await.unwrap();
+    for spec in specs.iter().chain(&specs) {
+        assert_eq!(storage.ensure_exported(NOW, spec).await.unwrap(), portal);
+    }
+    assert_eq!(exports().await, iqns);
+    for _ in 0..2 {
+        storage.ensure_not_exported(NOW, &volume, &iqns[1..]).await.unwrap();
+        assert_eq!(exports().await, iqns[1..]);
+    }
+    assert_eq!(kind(storage.ensure_no_volume(NOW, &volume).await), ErrorKind::Retry);
+    // What is beside nobody any more ends with the next export.
+    specs[2].beside.clear();
+    storage.ensure_exported(NOW, &specs[2]).await.unwrap();
+    assert_eq!(exports().await, iqns[2..]);
+    storage.ensure_not_exported(NOW, &volume, &[]).await.unwrap();
     storage.ensure_no_volume(NOW, &volume).await.unwrap();
 }
 
@@ -183,6 +220,7 @@ pub async fn storage_contract(storage: &dyn VolumeDelegate) {
     snapshots_outlive_their_volumes_and_make_new_ones(storage).await;
     copies_of_snapshots_outlive_them(storage).await;
     a_volume_has_one_export_and_stays_while_it_has(storage).await;
+    of_exports_beside_each_other_each_ends_by_itself(storage).await;
     a_worker_that_was_overtaken_is_refused(storage).await;
     let left = storage.observe().await.unwrap();
     assert!(left.volumes.is_empty() && left.snapshots.is_empty() && left.exports.is_empty(), "{left:?}");
@@ -281,7 +319,7 @@ pub async fn vmm_contract(storage: &dyn VolumeDelegate, vmm: &dyn VmmDelegate, m
     }
     let seen = |attached| ObservedDisk { volume: volume.clone(), iqn: export.iqn.clone(), attached };
     assert_eq!(disks(vmm, machine).await, [seen(false)]);
-    assert_eq!(kind(storage.ensure_not_exported(NOW, &volume).await), ErrorKind::Retry, "a session is there");
+    assert_eq!(kind(storage.ensure_not_exported(NOW, &volume, &[]).await), ErrorKind::Retry, "a session is there");
     for _ in 0..2 {
         vmm.ensure_attached(NOW, &disk).await.unwrap();
     }
@@ -308,7 +346,7 @@ pub async fn vmm_contract(storage: &dyn VolumeDelegate, vmm: &dyn VmmDelegate, m
         vmm.ensure_disconnected(NOW, &disk).await.unwrap();
     }
     assert!(disks(vmm, machine).await.is_empty());
-    storage.ensure_not_exported(NOW, &volume).await.unwrap();
+    storage.ensure_not_exported(NOW, &volume, &[]).await.unwrap();
     storage.ensure_no_volume(NOW, &volume).await.unwrap();
 }
 
@@ -331,7 +369,7 @@ async fn the_simulation_keeps_the_contract() {
 }
 
 /// A node's service on a port of its own; gives what a gateway's file says of it.
-fn serve(service: impl Handler, key: &SecretSource, config: config::Server) -> config::Remote {
+pub fn serve(service: impl Handler, key: &SecretSource, config: config::Server) -> config::Remote {
     let listener = server::listen(([127, 0, 0, 1], 0).into()).unwrap();
     let scheme = if config.tls_cert.is_some() { "https" } else { "http" };
     let url = format!("{scheme}://{}", listener.local_addr().unwrap());
@@ -354,7 +392,8 @@ async fn a_snapshot_that_overflowed_is_lost_for_good(cloud: &SimCloud, storage: 
     storage.ensure_no_volume(NOW, &volume).await.unwrap();
 }
 
-fn node_key(dir: &TempDir) -> SecretSource {
+/// The key of a node, in a file.
+pub fn node_key(dir: &TempDir) -> SecretSource {
     std::fs::write(dir.path().join("key"), "0123456789abcdef0123456789abcdef").unwrap();
     SecretSource::File(dir.path().join("key"))
 }

@@ -1,8 +1,8 @@
 //! The file and tgt drivers with real initiators: who gets in, what bytes they find, and that nobody is thrown out.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -110,6 +110,36 @@ impl LoggedIn {
     }
 }
 
+/// An initiator that stays logged in, and does what it is told.
+struct Talking {
+    process: Child,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Talking {
+    fn start(portal: &Portal, spec: &ExportSpec) -> Self {
+        let mut command = qemu_io(portal, spec);
+        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let answers = BufReader::new(process.stdout.take().unwrap());
+        Self { process, answers }
+    }
+
+    /// Tells it a command, and gives its answer up to the line that ends one.
+    fn says(&mut self, command: &str) -> String {
+        writeln!(self.process.stdin.as_mut().unwrap(), "{command}").unwrap();
+        let mut said = String::new();
+        while !said.contains("ops;") && self.answers.read_line(&mut said).unwrap() > 0 {}
+        said
+    }
+}
+
+impl Drop for Talking {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
 #[tokio::test]
 async fn bytes_written_over_iscsi_are_in_the_snapshot_and_in_what_is_made_of_it() {
     let node = Node::start().await;
@@ -167,7 +197,7 @@ async fn an_export_is_not_ended_under_a_session() {
     let portal = node.storage.ensure_exported(NOW, &spec).await.unwrap();
     let session = LoggedIn::start(&node, &portal, &spec).await;
     for refused in [
-        node.storage.ensure_not_exported(NOW, &volume).await.unwrap_err(),
+        node.storage.ensure_not_exported(NOW, &volume, &[]).await.unwrap_err(),
         node.storage.ensure_exported(NOW, &export(&volume, HOST, 2)).await.unwrap_err(),
         node.storage.ensure_no_volume(NOW, &volume).await.unwrap_err(),
     ] {
@@ -176,8 +206,42 @@ async fn an_export_is_not_ended_under_a_session() {
     node.storage.ensure_exported(NOW, &spec).await.unwrap();
     assert_eq!(node.sessions(&volume).await, [HOST]);
     session.log_out();
-    node.storage.ensure_not_exported(NOW, &volume).await.unwrap();
+    node.storage.ensure_not_exported(NOW, &volume, &[]).await.unwrap();
     assert!(!node.tgtd.tgtadm(&["--mode", "account", "--op", "show"]).contains(&spec.chap_user));
+}
+
+#[tokio::test]
+async fn two_initiators_of_one_volume_read_what_the_other_wrote_and_one_ends_without_the_other() {
+    let node = Node::start().await;
+    let volume = node.volume(None).await;
+    let mut specs = [export(&volume, HOST, 1), export(&volume, "iqn.2026-01.net.example:other", 2)];
+    (specs[0].beside, specs[1].beside) = (vec![specs[1].iqn.clone()], vec![specs[0].iqn.clone()]);
+    let mut portal = None;
+    for spec in &specs {
+        portal = Some(node.storage.ensure_exported(NOW, spec).await.unwrap());
+    }
+    let portal = portal.unwrap();
+    // Who goes on all the while.
+    let mut session = Talking::start(&portal, &specs[0]);
+    assert!(session.says("write -P 0x11 0 64k").contains("wrote 65536/65536"));
+    let written = run(&portal, &specs[1], &["read -P 0x11 0 64k", "write -P 0x22 1M 64k"]);
+    assert!(!said(&written).contains("failed") && said(&written).contains("wrote"), "{}", said(&written));
+    let read = session.says("read -P 0x22 1M 64k");
+    assert!(read.contains("read 65536/65536") && !read.contains("failed"), "{read}");
+
+    node.storage.ensure_not_exported(NOW, &volume, std::slice::from_ref(&specs[0].iqn)).await.unwrap();
+    assert!(!run(&portal, &specs[1], &["read 0 512"]).status.success());
+    for refused in [
+        node.storage.ensure_not_exported(NOW, &volume, &[]).await.unwrap_err(),
+        node.storage.ensure_no_volume(NOW, &volume).await.unwrap_err(),
+    ] {
+        assert_eq!(refused.kind, ErrorKind::Retry, "{refused}");
+    }
+    assert!(session.says("write -P 0x33 2M 64k").contains("wrote 65536/65536"), "the other goes on");
+    assert_eq!(node.sessions(&volume).await, [HOST]);
+    session.says("quit");
+    node.until_sessions(&volume, &[]).await;
+    node.storage.ensure_not_exported(NOW, &volume, &[]).await.unwrap();
 }
 
 #[tokio::test]

@@ -116,13 +116,13 @@ async fn lio_is_put_right_after_a_death_at_any_step() {
         kernel.log_out(&spec.iqn, HOST);
 
         kernel.dies_after(Some(step));
-        let undone = driver.ensure_not_exported(&spec.volume).await.is_ok();
+        let undone = driver.ensure_not_exported(&spec.volume, &[]).await.is_ok();
         kernel.dies_after(None);
         assert_eq!(log_in(&kernel, spec), step == 0, "the door is closed first");
         kernel.log_out(&spec.iqn, HOST);
         let seen = volume.seen(&driver).await;
         assert_eq!(seen.is_empty(), left(&kernel, spec).is_empty(), "step {step}: {seen:?}");
-        driver.ensure_not_exported(&spec.volume).await.unwrap();
+        driver.ensure_not_exported(&spec.volume, &[]).await.unwrap();
         assert_eq!(kernel.made(), ["iscsi"], "step {step}");
         if done && undone {
             return;
@@ -193,7 +193,7 @@ async fn lio_ends_nothing_while_anybody_is_logged_in_by_whatever_door() {
         kernel.shows(file, taken);
         let before = kernel.made();
         for refused in [
-            driver.ensure_not_exported(&spec.volume).await.unwrap_err(),
+            driver.ensure_not_exported(&spec.volume, &[]).await.unwrap_err(),
             driver.ensure_exported(&export(&spec.volume, HOST, 2), &volume.path()).await.unwrap_err(),
         ] {
             assert_eq!(refused.kind, ErrorKind::Retry, "{refused}");
@@ -201,7 +201,7 @@ async fn lio_ends_nothing_while_anybody_is_logged_in_by_whatever_door() {
         assert_eq!((kernel.made(), volume.seen(&driver).await[0].sessions.len()), (before, 1), "{file}");
         kernel.shows(file, free);
     }
-    driver.ensure_not_exported(&spec.volume).await.unwrap();
+    driver.ensure_not_exported(&spec.volume, &[]).await.unwrap();
 }
 
 #[tokio::test]
@@ -215,7 +215,7 @@ async fn lio_leaves_alone_what_is_not_ours_and_makes_again_what_a_restart_took()
     kernel.make("core/fileio_2600/disk").unwrap();
     let before = kernel.made();
     driver.ensure_exported(spec, &volume.path()).await.unwrap();
-    driver.ensure_not_exported(&spec.volume).await.unwrap();
+    driver.ensure_not_exported(&spec.volume, &[]).await.unwrap();
     assert_eq!(kernel.made(), before);
     assert!(volume.seen(&driver).await.is_empty());
 
@@ -224,6 +224,61 @@ async fn lio_leaves_alone_what_is_not_ours_and_makes_again_what_a_restart_took()
     assert!(volume.seen(&driver).await.is_empty());
     driver.ensure_exported(spec, &volume.path()).await.unwrap();
     assert!(volume.is_whole(&driver).await && log_in(&kernel, spec));
+}
+
+#[tokio::test]
+async fn lio_ends_an_export_beside_one_that_is_in_use_and_the_backstore_with_the_last() {
+    let volume = Volume::new();
+    let (kernel, driver) = lio();
+    let mut specs = [volume.spec.clone(), export(&volume.spec.volume, HOST, 2)];
+    (specs[0].beside, specs[1].beside) = (vec![specs[1].iqn.clone()], vec![specs[0].iqn.clone()]);
+    for spec in &specs {
+        driver.ensure_exported(spec, &volume.path()).await.unwrap();
+        assert!(log_in(&kernel, spec), "one initiator, two sessions");
+    }
+    let stays = std::slice::from_ref(&specs[0].iqn);
+    let refused = driver.ensure_not_exported(&volume.spec.volume, stays).await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Retry, "{refused}");
+    kernel.log_out(&specs[1].iqn, HOST);
+    for step in 0.. {
+        kernel.dies_after(Some(step));
+        let done = driver.ensure_not_exported(&volume.spec.volume, stays).await.is_ok();
+        kernel.dies_after(None);
+        driver.ensure_exported(&specs[0], &volume.path()).await.unwrap();
+        let seen = volume.seen(&driver).await;
+        let first = seen.iter().find(|export| export.iqn == specs[0].iqn).unwrap();
+        assert!(first.whole && first.sessions == [HOST], "step {step}: {seen:?}");
+        driver.ensure_not_exported(&volume.spec.volume, stays).await.unwrap();
+        assert_eq!(volume.seen(&driver).await.len(), 1, "step {step}");
+        if done {
+            break;
+        }
+        driver.ensure_exported(&specs[1], &volume.path()).await.unwrap();
+    }
+    kernel.log_out(&specs[0].iqn, HOST);
+    driver.ensure_not_exported(&volume.spec.volume, &[]).await.unwrap();
+    assert_eq!(kernel.made(), ["iscsi"]);
+}
+
+#[tokio::test]
+async fn iet_ends_an_export_beside_one_that_is_in_use() {
+    let volume = Volume::new();
+    let ietd = Ietd::start();
+    let driver = Iet::new(ietd.config());
+    let mut specs = [volume.spec.clone(), export(&volume.spec.volume, HOST, 2)];
+    (specs[0].beside, specs[1].beside) = (vec![specs[1].iqn.clone()], vec![specs[0].iqn.clone()]);
+    for spec in &specs {
+        driver.ensure_exported(spec, &volume.path()).await.unwrap();
+    }
+    assert_eq!(ietd.log_in(&specs[0]), LogIn::Done);
+    let stays = std::slice::from_ref(&specs[0].iqn);
+    driver.ensure_not_exported(&volume.spec.volume, stays).await.unwrap();
+    assert_eq!(ietd.log_in(&specs[1]), LogIn::NotFound);
+    let seen = volume.seen(&driver).await;
+    assert!(matches!(&seen[..], [first] if first.whole && first.sessions == [HOST]), "{seen:?}");
+    ietd.log_out();
+    driver.ensure_not_exported(&volume.spec.volume, &[]).await.unwrap();
+    assert!(ietd.state().targets.is_empty());
 }
 
 #[tokio::test]
@@ -275,10 +330,10 @@ async fn iet_is_put_right_after_a_death_at_any_step_and_is_never_open_to_others(
         assert_eq!((ietd.log_in(spec), ietd.log_in(&before)), (LogIn::Done, LogIn::NotFound), "step {step}");
         ietd.log_out();
         dies_after(Some(step));
-        let undone = driver.ensure_not_exported(&spec.volume).await.is_ok();
+        let undone = driver.ensure_not_exported(&spec.volume, &[]).await.is_ok();
         dies_after(None);
         assert_eq!(ietd.log_in(spec), LogIn::NotFound, "step {step}");
-        driver.ensure_not_exported(&spec.volume).await.unwrap();
+        driver.ensure_not_exported(&spec.volume, &[]).await.unwrap();
         assert!(ietd.state().targets.is_empty() && ietd.state().running, "step {step}");
         if done && undone && lies {
             return;
@@ -350,7 +405,7 @@ async fn iet_ends_nothing_under_a_session_and_leaves_the_door_as_it_was() {
     driver.ensure_exported(spec, &volume.path()).await.unwrap();
     assert_eq!(ietd.log_in(spec), LogIn::Done);
     for refused in [
-        driver.ensure_not_exported(&spec.volume).await.unwrap_err(),
+        driver.ensure_not_exported(&spec.volume, &[]).await.unwrap_err(),
         driver.ensure_exported(&export(&spec.volume, HOST, 2), &volume.path()).await.unwrap_err(),
     ] {
         assert_eq!(refused.kind, ErrorKind::Retry, "{refused}");
@@ -358,7 +413,7 @@ async fn iet_ends_nothing_under_a_session_and_leaves_the_door_as_it_was() {
     ietd.log_out();
     assert_eq!(ietd.log_in(spec), LogIn::Done);
     ietd.log_out();
-    driver.ensure_not_exported(&spec.volume).await.unwrap();
+    driver.ensure_not_exported(&spec.volume, &[]).await.unwrap();
     assert_eq!(ietd.log_in(spec), LogIn::NotFound);
 }
 
@@ -371,7 +426,7 @@ async fn iet_puts_back_what_an_ietd_that_died_took_along() {
     driver.ensure_exported(spec, &volume.path()).await.unwrap();
     let before = ietd.state().targets[0].clone();
     assert_eq!((before.name.as_str(), before.units[0].lun), (spec.iqn.as_str(), 1));
-    assert!(spec.volume.serial().ends_with(&before.units[0].serial) && before.units[0].serial.len() == 16);
+    assert!(spec.volume.serial().ends_with(&before.units[0].serial) && before.units[0].serial.len() == 15);
     assert_eq!(volume.seen(&driver).await.len(), 1, "what was made by hand is not ours");
     ietd.crash(false);
     assert_eq!(driver.ensure_exported(spec, &volume.path()).await.unwrap_err().kind, ErrorKind::Retry);

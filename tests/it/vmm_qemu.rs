@@ -95,6 +95,7 @@ impl Target {
             chap_user: user,
             chap_secret: Secret("secretsecret12".into()),
             initiator_iqn: initiator,
+            beside: Vec::new(),
         }
     }
 

@@ -70,6 +70,8 @@ struct StorageNode {
     snapshots: BTreeMap<SnapshotId, Content>,
     /// Snapshots that are cut and still lean on their volume.
     copies: BTreeMap<SnapshotId, Copying>,
+    /// Volumes that are being filled from other nodes, and how much of each is, in per cent.
+    restores: BTreeMap<VolumeId, u8>,
     exports: BTreeMap<String, ExportSpec>,
 }
 
@@ -165,7 +167,8 @@ impl SimCloud {
     }
 
     /// From now on a snapshot is cut at one instant and then copied, as with thick logical volumes: each time it is asked for
-    /// after the cut, so many per cent more are done. With 0 all copies stand still.
+    /// after the cut, so many per cent more are done, and so with volumes of other nodes' snapshots. With 0 all copies stand
+    /// still.
     pub fn copy_in_background(&self, percent_a_call: u8) {
         let mut state = self.state();
         state.snapshot_method = SnapshotMethod::Atomic;
@@ -194,6 +197,11 @@ impl SimCloud {
     /// How many snapshots are being copied, those that overflowed included.
     pub fn copies(&self) -> usize {
         self.state().storages.values().map(|node| node.copies.len()).sum()
+    }
+
+    /// How many volumes are being filled from other nodes.
+    pub fn restores(&self) -> usize {
+        self.state().storages.values().map(|node| node.restores.len()).sum()
     }
 
     /// Sets what each call takes.
@@ -433,6 +441,7 @@ mod tests {
             chap_user: "user".into(),
             chap_secret: Secret("secret-enough".into()),
             initiator_iqn: vmm.initiator_iqn("m1").await.unwrap(),
+            beside: Vec::new(),
         };
         let uuid = vmm.observe().await.unwrap().machines[0].uuid.clone();
         let machine = MachineRef { name: "m1".into(), uuid };
@@ -494,7 +503,7 @@ mod tests {
         vmm.ensure_paused(G, &rest).await.unwrap();
         cloud.stop_machine("m1");
         assert_eq!(vmm.ensure_resumed(G, &rest).await.unwrap(), Pause::Broken);
-        storage.ensure_not_exported(G, &disk.volume).await.expect("its log-in went with it");
+        storage.ensure_not_exported(G, &disk.volume, &[]).await.expect("its log-in went with it");
         let before = vmm.observe().await.unwrap().machines;
         cloud.start_machine("m1");
         let after = vmm.observe().await.unwrap().machines;

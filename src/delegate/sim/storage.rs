@@ -1,14 +1,19 @@
 //! The simulated storage node.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
 
 use super::{Content, Copying, SimCloud, State, StorageNode};
+use crate::delegate::source::{CHUNK, Digest, Grant, Piece, RestoreSpec, SnapshotSource, Summary};
 use crate::delegate::target;
 use crate::delegate::{
     CopySpec, DelegateError, ExportSpec, Generation, Growth, ObservedExport, Portal, Result, SnapshotMethod,
     SnapshotReport, SnapshotSpec, StorageObservation, VolumeDelegate, VolumeSpec,
 };
-use crate::ids::VolumeId;
+use crate::ids::{SnapshotId, VolumeId};
 
 /// What a volume with anything in it is said to hold.
 const SOME_DATA: u64 = 1 << 20;
@@ -71,6 +76,21 @@ impl StorageNode {
         Ok(())
     }
 
+    /// Fills a volume from elsewhere, so many per cent more.
+    fn restore(&mut self, volume: &VolumeId, content: Content, copied: u8) -> Result<u8> {
+        if self.capacity_bytes != u64::MAX && content.size_bytes > self.free_bytes() {
+            return Err(DelegateError::no_room(format!("{} bytes are needed", content.size_bytes)));
+        }
+        let done = self.restores.entry(volume.clone()).or_default();
+        *done = done.saturating_add(copied).min(100);
+        let done = *done;
+        if done == 100 {
+            self.restores.remove(volume);
+            self.volumes.insert(volume.clone(), content);
+        }
+        Ok(done)
+    }
+
     fn ensure_snapshot(&mut self, spec: &SnapshotSpec, torn: bool, copied: Option<u8>) -> Result<SnapshotReport> {
         let id = &spec.snapshot;
         if let Some(content) = self.snapshots.get(id) {
@@ -106,6 +126,68 @@ fn report(content: &Content, progress: u8) -> SnapshotReport {
     SnapshotReport { size_bytes: content.size_bytes, data_bytes, progress }
 }
 
+/// The bytes that stand for a content, as other nodes read them: its number, whether it is torn, and zeros.
+fn first_chunk(content: &Content) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(content.size_bytes.min(CHUNK)).unwrap_or(0)];
+    let said = content.token.to_be_bytes();
+    for (byte, said) in bytes.iter_mut().zip(said.into_iter().chain([u8::from(content.torn)])) {
+        *byte = said;
+    }
+    bytes
+}
+
+fn piece(content: &Content, at: u64) -> Piece {
+    let (size, first) = (content.size_bytes, first_chunk(content));
+    match at {
+        0 if first.iter().any(|byte| *byte != 0) => Piece::new(0, first.len() as u64, size, first.into()),
+        _ => Piece::new(at, size, size, Bytes::new()),
+    }
+}
+
+impl SimStorage {
+    async fn on_snapshot<T>(
+        &self,
+        verb: &'static str,
+        snapshot: &SnapshotId,
+        at: u64,
+        read: impl FnOnce(&Content) -> T + Send,
+    ) -> Result<T> {
+        let look = |node: &mut StorageNode| {
+            let content = node.snapshots.get(snapshot).ok_or_else(|| missing(snapshot))?;
+            if at >= content.size_bytes || !at.is_multiple_of(CHUNK) {
+                return Err(DelegateError::fatal(format!("{snapshot} has no piece at {at}")));
+            }
+            Ok(read(content))
+        };
+        self.on_node(verb, look).await
+    }
+}
+
+#[async_trait]
+impl SnapshotSource for SimStorage {
+    async fn read_snapshot(&self, snapshot: &SnapshotId, at: u64) -> Result<Piece> {
+        self.on_snapshot("read_snapshot", snapshot, at, |content| piece(content, at)).await
+    }
+
+    async fn sum_snapshot(&self, snapshot: &SnapshotId, from: u64) -> Result<Summary> {
+        let sum = |content: &Content| {
+            let mut hasher = Sha256::new();
+            let piece = piece(content, from);
+            if !piece.is_zeros() {
+                hasher.update(0_u64.to_be_bytes());
+                hasher.update(Sha256::digest(&piece.bytes));
+            }
+            Summary { end: piece.end, digest: Digest(hasher.finalize().into()) }
+        };
+        self.on_snapshot("sum_snapshot", snapshot, from, sum).await
+    }
+
+    /// All simulated nodes are in one process.
+    fn grant(&self, snapshot: &SnapshotId) -> Result<Grant> {
+        Err(DelegateError::fatal(format!("{snapshot} is on a simulated node: no real one can read it")))
+    }
+}
+
 #[async_trait]
 impl VolumeDelegate for SimStorage {
     async fn snapshot_method(&self) -> Result<SnapshotMethod> {
@@ -116,12 +198,33 @@ impl VolumeDelegate for SimStorage {
         self.on_node("ensure_volume", |node| node.ensure_volume(spec)).await
     }
 
+    async fn ensure_restored(&self, _: Generation, spec: &RestoreSpec, source: Arc<dyn SnapshotSource>) -> Result<u8> {
+        let is_there = |node: &mut StorageNode| Ok(node.volumes.contains_key(&spec.volume));
+        if self.on_node("ensure_restored", is_there).await? {
+            return Ok(100);
+        }
+        let piece = source.read_snapshot(&spec.snapshot, 0).await?;
+        piece.check(0)?;
+        if piece.size_bytes > spec.size_bytes {
+            return Err(DelegateError::fatal(format!("{} is larger than the volume shall be", spec.snapshot)));
+        }
+        let byte = |at: usize| piece.bytes.get(at).copied().unwrap_or(0);
+        let token = u64::from_be_bytes(std::array::from_fn(byte));
+        let content = Content { size_bytes: spec.size_bytes, token, torn: byte(8) != 0 };
+        let fill = |state: &mut State| {
+            let copied = state.copied_a_call.unwrap_or(100);
+            node(state, &self.node)?.restore(&spec.volume, content, copied)
+        };
+        self.cloud.call("fill_volume", fill).await
+    }
+
     async fn ensure_no_volume(&self, _: Generation, volume: &VolumeId) -> Result<()> {
         let remove = |node: &mut StorageNode| {
             if let Some(export) = node.exports.values().find(|export| export.volume == *volume) {
                 return Err(DelegateError::retry(format!("{volume} is still exported as {}", export.iqn)));
             }
             node.volumes.remove(volume);
+            node.restores.remove(volume);
             // What is not copied yet goes with its origin, as with LVM.
             node.copies.retain(|_, copy| copy.of != *volume);
             Ok(())
@@ -170,22 +273,26 @@ impl VolumeDelegate for SimStorage {
     async fn ensure_exported(&self, _: Generation, spec: &ExportSpec) -> Result<Portal> {
         target::check(spec)?;
         let export = |state: &mut State| {
-            refuse_under_session(state, &self.node, |other| other.volume == spec.volume && other.iqn != spec.iqn)?;
+            let ends = |other: &ExportSpec| {
+                other.volume == spec.volume && other.iqn != spec.iqn && !spec.is_beside(&other.iqn)
+            };
+            refuse_under_session(state, &self.node, ends)?;
             let node = node(state, &self.node)?;
             if !node.volumes.contains_key(&spec.volume) {
                 return Err(missing(&spec.volume));
             }
-            node.exports.retain(|_, other| other.volume != spec.volume);
+            node.exports.retain(|_, other| !ends(other));
             node.exports.insert(spec.iqn.clone(), spec.clone());
             Ok(self.portal())
         };
         self.cloud.call("ensure_exported", export).await
     }
 
-    async fn ensure_not_exported(&self, _: Generation, volume: &VolumeId) -> Result<()> {
+    async fn ensure_not_exported(&self, _: Generation, volume: &VolumeId, but: &[String]) -> Result<()> {
+        let ends = |export: &ExportSpec| export.volume == *volume && !but.contains(&export.iqn);
         let end = |state: &mut State| {
-            refuse_under_session(state, &self.node, |export| export.volume == *volume)?;
-            node(state, &self.node)?.exports.retain(|_, export| export.volume != *volume);
+            refuse_under_session(state, &self.node, ends)?;
+            node(state, &self.node)?.exports.retain(|_, export| !ends(export));
             Ok(())
         };
         self.cloud.call("ensure_not_exported", end).await

@@ -13,7 +13,8 @@
 //!   target is ended: at no moment is one open without CHAP or to another initiator.
 //! - The volume is unit 1, as with the other drivers. There is no unit 0; Linux scans for units all the same, since IET
 //!   answers the question for them without one.
-//! - A unit's serial number has room for 16 bytes, a volume's is up to 20: it has the last 16, which are the ones that differ.
+//! - A unit's serial number has room for 16 bytes, and IET looks for an end in them that 16 would not leave: a kernel that checks
+//!   lengths stops at the first question for it. A volume's is up to 20: it has the last 15, which are the ones that differ.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileTypeExt;
@@ -35,8 +36,8 @@ use crate::ids::VolumeId;
 /// The unit that is the volume.
 const DISK: u32 = 1;
 
-/// The bytes there are for a serial number (`SCSI_SN_LEN` of IET).
-const SERIAL: usize = 16;
+/// The bytes there are for a serial number: `SCSI_SN_LEN` of IET, and one for its end.
+const SERIAL: usize = 15;
 
 /// How long an un-export waits for a session to end: a log-out returns before the target has noticed.
 const SESSION_END: Duration = Duration::from_secs(2);
@@ -207,7 +208,7 @@ impl TargetDriver for Iet {
         for target in of_volume(self.targets().await?, &spec.volume) {
             if target.name.eq_ignore_ascii_case(&spec.iqn) {
                 there = self.sound(target, spec, &behind).await?;
-            } else {
+            } else if !spec.is_beside(&target.name) {
                 self.delete(&target).await?;
             }
         }
@@ -226,10 +227,10 @@ impl TargetDriver for Iet {
             self.ensure_user(target.tid, spec).await?;
         }
         self.ensure_unit(&target, spec, &behind).await?;
-        let (volume, rule) = (spec.volume.clone(), (spec.iqn.clone(), spec.initiator_iqn.clone()));
+        let own = spec.clone();
         self.rules(move |rules| {
-            rules.retain(|target, _| volume_of(target).as_ref() != Some(&volume));
-            rules.extend([rule]);
+            rules.retain(|target, _| volume_of(target).as_ref() != Some(&own.volume) || own.is_beside(target));
+            rules.extend([(own.iqn, own.initiator_iqn)]);
         })
         .await?;
         // ietd does not mind that another program has its port.
@@ -240,17 +241,19 @@ impl TargetDriver for Iet {
         }
     }
 
-    async fn ensure_not_exported(&self, volume: &VolumeId) -> Result<()> {
+    async fn ensure_not_exported(&self, volume: &VolumeId, but: &[String]) -> Result<()> {
         let patience = Instant::now() + SESSION_END;
         loop {
             let alone = self.alone.lock().await;
-            let targets = of_volume(self.targets().await?, volume);
+            let mut targets = of_volume(self.targets().await?, volume);
+            targets.retain(|target| !but.contains(&target.name));
             let Some(refusal) = targets.iter().find_map(|target| refuse_while_in_use(target).err()) else {
                 for target in &targets {
                     self.delete(target).await?;
                 }
-                let volume = volume.clone();
-                return self.rules(move |rules| rules.retain(|iqn, _| volume_of(iqn).as_ref() != Some(&volume))).await;
+                let (volume, but) = (volume.clone(), but.to_vec());
+                let stays = move |iqn: &String| volume_of(iqn).as_ref() != Some(&volume) || but.contains(iqn);
+                return self.rules(move |rules| rules.retain(|iqn, _| stays(iqn))).await;
             };
             drop(alone);
             if Instant::now() >= patience {

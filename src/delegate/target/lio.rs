@@ -89,11 +89,11 @@ impl TargetDriver for Lio {
         Ok(Portal { address: self.portal.clone() })
     }
 
-    async fn ensure_not_exported(&self, volume: &VolumeId) -> Result<()> {
+    async fn ensure_not_exported(&self, volume: &VolumeId, but: &[String]) -> Result<()> {
         let patience = Instant::now() + SESSION_END;
         loop {
-            let wanted = volume.clone();
-            let refused = self.alone(move |tree, _| end_exports(tree, &wanted)).await?;
+            let (volume, but) = (volume.clone(), but.to_vec());
+            let refused = self.alone(move |tree, _| end_exports(tree, &volume, &but)).await?;
             match refused {
                 None => return Ok(()),
                 Some(refusal) if Instant::now() >= patience => return Err(refusal),
@@ -136,12 +136,14 @@ fn export(tree: &dyn Tree, portal: &str, spec: &ExportSpec, path: &Path) -> Resu
     let store = wanted.dir();
     let plan = Plan { portal, store: &store };
     let mut seen = targets(tree, &spec.volume)?;
-    for other in seen.iter().filter(|other| other.iqn != spec.iqn) {
+    let right_store = wanted.is(tree)?;
+    // Those beside it stand on the same backstore. When that is the wrong one they must go too, and are made anew by who wants
+    // them.
+    for other in seen.iter().filter(|other| other.iqn != spec.iqn && !(right_store && spec.is_beside(&other.iqn))) {
         other.refuse_while_in_use()?;
         layers::end(tree, &other.iqn)?;
     }
     seen.retain(|target| target.iqn == spec.iqn);
-    let right_store = wanted.is(tree)?;
     for target in &seen {
         if !target.sessions.is_empty() {
             if !right_store {
@@ -167,16 +169,20 @@ fn export(tree: &dyn Tree, portal: &str, spec: &ExportSpec, path: &Path) -> Resu
     }
 }
 
-/// Ends the exports of a volume; when somebody is logged in, does nothing and says who.
-fn end_exports(tree: &dyn Tree, volume: &VolumeId) -> Result<Option<DelegateError>> {
-    let targets = targets(tree, volume)?;
+/// Ends the exports of a volume but these, and with the last one its backstore; when somebody is logged in, does nothing and
+/// says who.
+fn end_exports(tree: &dyn Tree, volume: &VolumeId, but: &[String]) -> Result<Option<DelegateError>> {
+    let (stay, targets): (Vec<_>, Vec<_>) =
+        targets(tree, volume)?.into_iter().partition(|target| but.contains(&target.iqn));
     if let Some(refusal) = targets.iter().find_map(|target| target.refuse_while_in_use().err()) {
         return Ok(Some(refusal));
     }
     for target in targets {
         layers::end(tree, &target.iqn)?;
     }
-    stores::end(tree, volume)?;
+    if stay.is_empty() {
+        stores::end(tree, volume)?;
+    }
     Ok(None)
 }
 

@@ -33,8 +33,8 @@ pub trait TargetDriver: Send + Sync {
     /// Serves the file or device at `path` as the specification has it, to one initiator and with CHAP.
     async fn ensure_exported(&self, spec: &ExportSpec, path: &Path) -> Result<Portal>;
 
-    /// Ends every export of the volume. Refuses (Retry) while an initiator is logged in.
-    async fn ensure_not_exported(&self, volume: &VolumeId) -> Result<()>;
+    /// Ends every export of the volume but those of these names. Refuses (Retry) while an initiator is logged in to another.
+    async fn ensure_not_exported(&self, volume: &VolumeId, but: &[String]) -> Result<()>;
 
     /// Makes the volume's exports show the size it has grown to, where that can be done under a session.
     async fn ensure_grown(&self, volume: &VolumeId, path: &Path, size_bytes: u64) -> Result<Growth>;
@@ -62,7 +62,7 @@ pub fn is_name(text: &str) -> bool {
 /// Refuses an export whose texts are not what they should be.
 pub fn check(spec: &ExportSpec) -> Result<()> {
     let refuse = |what: &str, text: &str| Err(DelegateError::fatal(format!("{what} {text:?} is not one")));
-    if let Some(name) = [&spec.iqn, &spec.initiator_iqn].into_iter().find(|name| !is_name(name)) {
+    if let Some(name) = [&spec.iqn, &spec.initiator_iqn].into_iter().chain(&spec.beside).find(|name| !is_name(name)) {
         return refuse("the iSCSI name", name);
     }
     if volume_of(&spec.iqn).as_ref() != Some(&spec.volume) {
@@ -111,9 +111,10 @@ mod tests {
             chap_user: "vol-0123abcd".into(),
             chap_secret: Secret("0123456789ab".into()),
             initiator_iqn: "iqn.2026-01.net.example:host".into(),
+            beside: vec!["iqn.2026-01.net.example:vol-0123abcd.2".into()],
         };
         check(&good).unwrap();
-        let changes: [fn(&mut ExportSpec); 8] = [
+        let changes: [fn(&mut ExportSpec); 9] = [
             |e| e.iqn = "iqn.2026-01.net.example:vol-0123abce.1".into(),
             |e| e.iqn = "iqn.2026-01.net.example:vol-0123abcd.1 x".into(),
             |e| e.initiator_iqn = "ALL".into(),
@@ -122,6 +123,7 @@ mod tests {
             |e| e.chap_secret.0 = "short".into(),
             |e| e.chap_secret.0 = "0123456789ab\n".into(),
             |e| e.lun = 0,
+            |e| e.beside[0] = "ALL".into(),
         ];
         for change in changes {
             let mut bad = good.clone();

@@ -207,7 +207,8 @@ impl TargetDriver for Tgt {
             .ok_or_else(|| DelegateError::fatal(format!("tgtadm cannot be given the path {}", path.display())))?;
         let mut secrets = self.secrets.lock().await;
         let shown = self.targets().await?;
-        for other in of_volume(&shown, &spec.volume).filter(|other| other.name != spec.iqn) {
+        let unwanted = |other: &&Target| other.name != spec.iqn && !spec.is_beside(&other.name);
+        for other in of_volume(&shown, &spec.volume).filter(unwanted) {
             refuse_while_in_use(other)?;
             self.delete(other, &mut secrets).await?;
         }
@@ -230,14 +231,14 @@ impl TargetDriver for Tgt {
         Ok(Portal { address: self.config.portal.to_string() })
     }
 
-    async fn ensure_not_exported(&self, volume: &VolumeId) -> Result<()> {
+    async fn ensure_not_exported(&self, volume: &VolumeId, but: &[String]) -> Result<()> {
         let patience = Instant::now() + SESSION_END;
         loop {
             let mut secrets = self.secrets.lock().await;
             let shown = self.targets().await?;
-            let in_use = of_volume(&shown, volume).find_map(|target| refuse_while_in_use(target).err());
-            let Some(refusal) = in_use else {
-                for target in of_volume(&shown, volume) {
+            let unwanted = || of_volume(&shown, volume).filter(|target| !but.contains(&target.name));
+            let Some(refusal) = unwanted().find_map(|target| refuse_while_in_use(target).err()) else {
+                for target in unwanted() {
                     self.delete(target, &mut secrets).await?;
                 }
                 return self.delete_unbound_accounts(&mut secrets).await;

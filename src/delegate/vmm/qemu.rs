@@ -519,6 +519,7 @@ mod tests {
             chap_user: "user".into(),
             chap_secret: Secret("secret-enough".into()),
             initiator_iqn: "iqn.2026-01.t:vm-1".into(),
+            beside: Vec::new(),
         };
         let (iqn, device) = (export.iqn.clone(), "/dev/sdf".into());
         let connect =

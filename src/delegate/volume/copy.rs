@@ -72,7 +72,7 @@ pub fn allocated(file: &File) -> io::Result<u64> {
 
 /// The next stretch of data at or after `at`, by lseek(2)'s `SEEK_DATA` and `SEEK_HOLE`; a file system without them has data all
 /// over.
-fn next_data(file: &File, at: u64, length: u64) -> io::Result<Option<(u64, u64)>> {
+pub(super) fn next_data(file: &File, at: u64, length: u64) -> io::Result<Option<(u64, u64)>> {
     if at >= length {
         return Ok(None);
     }

@@ -5,6 +5,7 @@
 //!   durable, also when an earlier try made the change and died before the fsync: what is found as it shall be is synced too.
 //! - A copy is a reflink where the file system can (xfs, btrfs), which is of one instant. Elsewhere it is a sparse copy, and
 //!   the writers must rest meanwhile ([`SnapshotMethod`]). Either way the copy is a file of its own, that outlives its origin.
+//! - A volume that is filled from another node is `restores/vol-…-TOKEN` until it is whole, and stays there over a restart.
 //! - Blank volumes take no room before they are written to, so volumes together may be larger than the disk: who gives out
 //!   more than there is must watch the disk. Copies do take room, so they are refused (`NoRoom`) when what is free, less what
 //!   other copies at work will take and a reserve, does not hold them.
@@ -21,7 +22,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
-use super::copy;
+use super::{Begun, Blank, Stored, copy};
+use crate::delegate::source::RestoreSpec;
 use crate::delegate::{
     CopySpec, DelegateError, Result, SnapshotMethod, SnapshotReport, SnapshotSpec, VolumeSpec, data_dir,
 };
@@ -36,6 +38,7 @@ pub struct Files {
     volumes: PathBuf,
     snapshots: PathBuf,
     unfinished: PathBuf,
+    restores: PathBuf,
     method: SnapshotMethod,
     /// The bytes that copies at work will have taken when they are done.
     promised: Mutex<u64>,
@@ -50,8 +53,9 @@ impl Files {
     /// Fails when another delegate has it. Once `stop` is cancelled nothing is copied any more, and copies at work end within a
     /// moment, unfinished: without that a process could not end before them.
     pub fn open(data_dir: &Path, stop: CancellationToken) -> io::Result<Self> {
-        let [volumes, snapshots, unfinished] = ["volumes", "snapshots", "unfinished"].map(|name| data_dir.join(name));
-        for dir in [&volumes, &snapshots, &unfinished] {
+        let names = ["volumes", "snapshots", "unfinished", "restores"];
+        let [volumes, snapshots, unfinished, restores] = names.map(|name| data_dir.join(name));
+        for dir in [&volumes, &snapshots, &unfinished, &restores] {
             DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         }
         let lock = data_dir::take(data_dir)?;
@@ -61,7 +65,7 @@ impl Files {
             sync(dir)?;
         }
         let method = probe(&unfinished)?;
-        Ok(Self { volumes, snapshots, unfinished, method, promised: Mutex::new(0), stop, _lock: lock })
+        Ok(Self { volumes, snapshots, unfinished, restores, method, promised: Mutex::new(0), stop, _lock: lock })
     }
 
     /// How snapshots are taken here.
@@ -121,8 +125,66 @@ impl Files {
         self.duplicate(&from, path, spec.size_bytes)
     }
 
+    /// The file of a snapshot.
+    pub fn stored_snapshot(&self, snapshot: &SnapshotId) -> Result<Stored> {
+        let path = self.snapshots.join(snapshot.as_str());
+        let size_bytes = open(&path)?.metadata().map_err(failed("read", &path))?.len();
+        Ok(Stored { path, size_bytes })
+    }
+
+    /// Where volumes are that are being filled from other nodes.
+    pub fn restores_dir(&self) -> &Path {
+        &self.restores
+    }
+
+    /// Makes the file of a volume that is to be filled, or finds the one of this token.
+    pub fn begin_volume(&self, spec: &RestoreSpec, token: &str) -> Result<Begun> {
+        if self.has(&spec.volume) {
+            sync(&self.volumes).map_err(failed("sync", &self.volumes))?;
+            return Ok(Begun::Whole);
+        }
+        self.has_room()?;
+        let path = self.begun(&spec.volume, token);
+        let make = || {
+            // Before the first byte of it is written it has its length.
+            let kept = path.metadata().is_ok_and(|meta| meta.len() == spec.size_bytes);
+            if !kept {
+                remove_unfinished(&self.restores, &format!("{}-", spec.volume))?;
+                let file = create(&path)?;
+                grow(&file, spec.size_bytes)?;
+                file.sync_all()?;
+                sync(&self.restores)?;
+            }
+            Ok(kept)
+        };
+        let kept = make().map_err(failed("make", &path))?;
+        let blank = Blank { stored: Stored { path, size_bytes: spec.size_bytes }, raw: None };
+        Ok(if kept { Begun::Kept(blank) } else { Begun::New(blank) })
+    }
+
+    /// Gives the file that was filled the volume's name.
+    pub fn end_volume(&self, volume: &VolumeId, token: &str) -> Result<()> {
+        let (from, to) = (self.begun(volume, token), self.path(volume));
+        let rename = || {
+            File::open(&from)?.sync_all()?;
+            std::fs::rename(&from, &to)?;
+            sync(&self.volumes)
+        };
+        rename().map_err(failed("rename to", &to))
+    }
+
+    /// Refuses when nothing is free.
+    pub fn has_room(&self) -> Result<()> {
+        self.promise(0).map(drop)
+    }
+
+    fn begun(&self, volume: &VolumeId, token: &str) -> PathBuf {
+        self.restores.join(format!("{volume}-{token}"))
+    }
+
     /// Removes the volume and what unfinished tries left of it.
     pub fn ensure_no_volume(&self, volume: &VolumeId) -> Result<()> {
+        remove_unfinished(&self.restores, &format!("{volume}-")).map_err(failed("remove from", &self.restores))?;
         self.remove(&self.volumes, volume)
     }
 
@@ -332,7 +394,8 @@ fn list<K: Kind>(dir: &Path) -> Result<Vec<Id<K>>> {
     Ok(names.iter().filter_map(|name| Id::parse(name.to_str()?).ok()).collect())
 }
 
-fn failed(what: &'static str, path: &Path) -> impl Fn(io::Error) -> DelegateError {
+/// What an error of the system means to the caller.
+pub(super) fn failed(what: &'static str, path: &Path) -> impl Fn(io::Error) -> DelegateError {
     move |e| {
         let message = format!("cannot {what} {}: {e}", path.display());
         match e.kind() {

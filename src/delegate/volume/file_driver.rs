@@ -8,9 +8,10 @@ use async_trait::async_trait;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::file::Files;
-use super::{Contents, VolumeDriver};
+use super::{Begun, Contents, Stored, VolumeDriver};
+use crate::delegate::source::RestoreSpec;
 use crate::delegate::{CopySpec, DelegateError, Result, SnapshotMethod, SnapshotReport, SnapshotSpec, VolumeSpec};
-use crate::ids::VolumeId;
+use crate::ids::{SnapshotId, VolumeId};
 
 /// Volumes and snapshots in files.
 pub struct FileDriver {
@@ -108,13 +109,35 @@ impl VolumeDriver for FileDriver {
         })
         .await
     }
+
+    async fn ready_snapshot(&self, snapshot: &SnapshotId) -> Result<Stored> {
+        let snapshot = snapshot.clone();
+        self.on_files(move |files| files.stored_snapshot(&snapshot)).await
+    }
+
+    fn restores_dir(&self) -> &Path {
+        self.files.restores_dir()
+    }
+
+    async fn begin_volume(&self, spec: &RestoreSpec, token: &str) -> Result<Begun> {
+        let (spec, token) = (spec.clone(), token.to_owned());
+        self.on_files(move |files| files.begin_volume(&spec, &token)).await
+    }
+
+    async fn end_volume(&self, volume: &VolumeId, token: &str) -> Result<()> {
+        let (volume, token) = (volume.clone(), token.to_owned());
+        self.on_files(move |files| files.end_volume(&volume, &token)).await
+    }
+
+    async fn has_room(&self) -> Result<()> {
+        self.on_files(Files::has_room).await
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::delegate::ErrorKind;
-    use crate::ids::SnapshotId;
 
     #[tokio::test]
     async fn copies_end_when_the_node_is_told_to_stop_and_when_it_is_dropped() {

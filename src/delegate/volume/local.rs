@@ -2,15 +2,20 @@
 //!
 //! Locks and fences are not its business: [`crate::delegate::guard`] goes around it.
 
+use std::fs::OpenOptions;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
-use super::VolumeDriver;
+use super::file::failed;
 use super::file_driver::FileDriver;
 use super::lvm::LvmDriver;
+use super::restore::Restores;
+use super::{Stored, VolumeDriver, pieces};
 use crate::config;
+use crate::delegate::source::{CHUNK, Grant, Piece, RestoreSpec, SnapshotSource, Summary};
 use crate::delegate::target::TargetDriver;
 use crate::delegate::target::iet::Iet;
 use crate::delegate::target::lio::Lio;
@@ -19,12 +24,13 @@ use crate::delegate::{
     CopySpec, DelegateError, ExportSpec, Generation, Growth, Portal, Result, SnapshotMethod, SnapshotReport,
     SnapshotSpec, StorageObservation, VolumeDelegate, VolumeSpec,
 };
-use crate::ids::VolumeId;
+use crate::ids::{SnapshotId, VolumeId};
 
 /// The drivers of a storage node.
 pub struct LocalStorage {
-    volumes: Box<dyn VolumeDriver>,
+    volumes: Arc<dyn VolumeDriver>,
     target: Box<dyn TargetDriver>,
+    restores: Restores,
 }
 
 impl LocalStorage {
@@ -40,16 +46,60 @@ impl LocalStorage {
             config::Target::Lio(lio) => Box::new(Lio::new(lio)),
             config::Target::Iet(iet) => Box::new(Iet::new(iet.clone())),
         };
-        Ok(Self::of(volumes, target))
+        Ok(Self::of_until(volumes, target, stop))
     }
 
     /// A node of these drivers.
     pub fn of(volumes: Box<dyn VolumeDriver>, target: Box<dyn TargetDriver>) -> Self {
-        Self { volumes, target }
+        Self::of_until(volumes, target, &CancellationToken::new())
+    }
+
+    fn of_until(volumes: Box<dyn VolumeDriver>, target: Box<dyn TargetDriver>, stop: &CancellationToken) -> Self {
+        let volumes: Arc<dyn VolumeDriver> = Arc::from(volumes);
+        let restores = Restores::new(Arc::clone(&volumes), stop);
+        Self { volumes, target, restores }
+    }
+
+    /// Opens a snapshot and reads of it from an offset on, where that may block.
+    async fn on_snapshot<T: Send + 'static>(
+        &self,
+        snapshot: &SnapshotId,
+        at: u64,
+        read: impl FnOnce(&std::fs::File, u64) -> std::io::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let Stored { path, size_bytes } = self.volumes.ready_snapshot(snapshot).await?;
+        if at >= size_bytes || !at.is_multiple_of(CHUNK) {
+            return Err(DelegateError::fatal(format!("{snapshot} has no piece at {at}")));
+        }
+        let work = move || {
+            let read = || read(&pieces::open(&path, OpenOptions::new().read(true))?, size_bytes);
+            read().map_err(failed("read", &path))
+        };
+        match tokio::task::spawn_blocking(work).await {
+            Ok(result) => result,
+            Err(e) => Err(DelegateError::retry(format!("reading {snapshot} stopped: {e}"))),
+        }
     }
 
     fn path(&self) -> impl Fn(&VolumeId) -> PathBuf + Sync + use<'_> {
         |volume| self.volumes.path(volume)
+    }
+}
+
+#[async_trait]
+impl SnapshotSource for LocalStorage {
+    async fn read_snapshot(&self, snapshot: &SnapshotId, at: u64) -> Result<Piece> {
+        self.on_snapshot(snapshot, at, move |file, size| pieces::read(file, size, at)).await
+    }
+
+    async fn sum_snapshot(&self, snapshot: &SnapshotId, from: u64) -> Result<Summary> {
+        self.on_snapshot(snapshot, from, move |file, size| pieces::sum(file, size, from)).await
+    }
+
+    fn grant(&self, snapshot: &SnapshotId) -> Result<Grant> {
+        Err(DelegateError::fatal(format!(
+            "{snapshot} is on a node that is served in its gateway's own process: no other node can read it"
+        )))
     }
 }
 
@@ -63,11 +113,16 @@ impl VolumeDelegate for LocalStorage {
         self.volumes.ensure_volume(spec).await
     }
 
+    async fn ensure_restored(&self, _: Generation, spec: &RestoreSpec, source: Arc<dyn SnapshotSource>) -> Result<u8> {
+        self.restores.ensure(spec, source).await
+    }
+
     async fn ensure_no_volume(&self, _: Generation, volume: &VolumeId) -> Result<()> {
         let exports = self.target.exports(&self.path()).await?;
         if let Some(export) = exports.iter().find(|export| export.volume == *volume) {
             return Err(DelegateError::retry(format!("{volume} is still exported as {}", export.iqn)));
         }
+        self.restores.end(volume).await?;
         self.volumes.ensure_no_volume(volume).await
     }
 
@@ -94,8 +149,8 @@ impl VolumeDelegate for LocalStorage {
         self.target.ensure_exported(spec, &self.volumes.path(&spec.volume)).await
     }
 
-    async fn ensure_not_exported(&self, _: Generation, volume: &VolumeId) -> Result<()> {
-        self.target.ensure_not_exported(volume).await
+    async fn ensure_not_exported(&self, _: Generation, volume: &VolumeId, but: &[String]) -> Result<()> {
+        self.target.ensure_not_exported(volume, but).await
     }
 
     async fn observe(&self) -> Result<StorageObservation> {

@@ -46,7 +46,7 @@ impl Cloud {
     /// Starts a gateway on a database and nodes that others may use too.
     pub async fn join(url: &str, sim: &SimCloud, more: &str) -> Self {
         let config = configuration(url, more);
-        let sealer = Sealer::new(&config.master_key.read().unwrap()).unwrap();
+        let sealer = Sealer::of(&config).unwrap();
         let stop = CancellationToken::new();
         let nodes = delegates::open(&config, sim, &stop).await.unwrap();
         let listener = server::listen(([127, 0, 0, 1], 0).into()).unwrap();

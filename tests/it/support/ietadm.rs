@@ -218,7 +218,8 @@ fn unit(state: &mut State, args: &Args, lun: u32) -> Result<String, Refusal> {
             let kind = args.param("Type").unwrap_or_else(|| "fileio".into());
             let serial = args.param("ScsiSN").unwrap_or_default();
             let id = args.param("ScsiId").unwrap_or_default();
-            if there.is_some() || serial.len() > 16 || id.len() > 16 || !["fileio", "blockio"].contains(&kind.as_str())
+            // It takes 16 bytes of a serial number as well, and a kernel that checks lengths stops when that is asked for.
+            if there.is_some() || serial.len() > 15 || id.len() > 16 || !["fileio", "blockio"].contains(&kind.as_str())
             {
                 return Err(PERMITTED);
             }

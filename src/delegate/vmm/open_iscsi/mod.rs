@@ -14,16 +14,21 @@
 //!   error. So a log-out begins only when the session is up, or when it was away for longer than the replacement time-out,
 //!   at which all that it held has failed; then the disk's requests are waited for, the SCSI device is deleted, which ends
 //!   its queue, and the session ends. Only when neither is left in the kernel the answer is that it is done.
+//! - **It gives up without knowing.** A connection that breaks at the wrong moment while it is made anew is one that iscsid can
+//!   never make again by itself; see the private module `revive`.
 //! - **The secret** is on no command line (see the private module `record`), but iscsid keeps it in the record, a file that
 //!   is root's alone, for as long as the session may have to log in again.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
+use tokio_util::task::AbortOnDropHandle;
 
 use self::sysfs::{Session, Sysfs, Unit, blocking};
 use super::{kept, qemu};
@@ -33,6 +38,7 @@ use crate::delegate::{ConnectSpec, DelegateError, ExportSpec, MachineRef, Result
 use crate::ids::VolumeId;
 
 mod record;
+mod revive;
 pub(super) mod sysfs;
 
 /// Statuses of iscsiadm (`include/iscsi_err.h`).
@@ -92,13 +98,18 @@ pub(super) struct Initiator {
     host: Host,
     config: config::OpenIscsi,
     /// The log-ins that were begun and not ended, by target, and the file that keeps them.
-    known: tokio::sync::Mutex<(BTreeMap<String, Known>, PathBuf)>,
+    known: Arc<Mutex<Kept>>,
+    _revives: AbortOnDropHandle<()>,
 }
+
+/// The log-ins, and their file.
+type Kept = (BTreeMap<String, Known>, PathBuf);
 
 impl Initiator {
     pub(super) async fn open(host: Host, config: config::OpenIscsi, file: PathBuf) -> Result<Self> {
-        let known = kept::read(&file).await?;
-        Ok(Self { host, config, known: tokio::sync::Mutex::new((known, file)) })
+        let known = Arc::new(Mutex::new((kept::read(&file).await?, file)));
+        let revives = tokio::spawn(revive::for_ever(host.sysfs.clone(), Arc::clone(&known)));
+        Ok(Self { host, config, known, _revives: AbortOnDropHandle::new(revives) })
     }
 
     pub(super) fn sysfs(&self) -> &Sysfs {

@@ -17,9 +17,9 @@ const SECTOR: u64 = 512;
 /// The longest attribute that is read, in bytes; a page of sysfs.
 const MOST: usize = 4096;
 
-/// How IET says who made its disks, and the bytes it has for a serial number (`VENDOR_ID` and `SCSI_SN_LEN` of iscsitarget): of
-/// a longer one, its driver gives it the end.
-const IET: (&str, usize) = ("IET", 16);
+/// How IET says who made its disks, and the bytes it has for a serial number (`VENDOR_ID` and `SCSI_SN_LEN` of iscsitarget, less
+/// one): of a longer one, its driver gives it the end.
+const IET: (&str, usize) = ("IET", 15);
 
 /// Where sysfs and the device nodes are.
 #[derive(Debug, Clone)]
@@ -145,6 +145,12 @@ impl Sysfs {
             host,
             units: units.collect(),
         })
+    }
+
+    /// The kernel's handle of the transport that the sessions of the node's default interface are of; none while there is none.
+    pub(crate) async fn tcp_transport(&self) -> Result<Option<u64>> {
+        let path = self.sys.join("class/iscsi_transport/tcp/handle");
+        Ok(blocking(move || text(&path)).await?.and_then(|handle| handle.parse().ok()))
     }
 
     fn read_backends(&self) -> Vec<Backend> {
@@ -313,12 +319,12 @@ mod tests {
             read_unit(dir.path().to_owned())
         };
         for (vendor, told, serial, known) in [
-            ("IET", "123456789abcdef0", "vol0123456789abcdef0", true),
+            ("IET", "23456789abcdef0", "vol0123456789abcdef0", true),
             ("IET", "vol0123abcd", "vol0123abcd", true),
-            ("LIO-ORG", "123456789abcdef0", "vol0123456789abcdef0", false),
+            ("LIO-ORG", "23456789abcdef0", "vol0123456789abcdef0", false),
             ("LIO-ORG", "vol0123456789abcdef0", "vol0123456789abcdef0", true),
-            ("IET", "123456789abcdef1", "vol0123456789abcdef0", false),
-            ("IET", "23456789abcdef0", "vol0123456789abcdef0", false),
+            ("IET", "23456789abcdef1", "vol0123456789abcdef0", false),
+            ("IET", "3456789abcdef0", "vol0123456789abcdef0", false),
             ("IET", "", "vol0123456789abcdef0", false),
             ("IET", "", "vol0123abcd", false),
         ] {

@@ -114,6 +114,7 @@ impl Lab {
             chap_user: "user".into(),
             chap_secret: Secret("secret-enough".into()),
             initiator_iqn: INITIATOR.into(),
+            beside: Vec::new(),
         };
         Self {
             xen: start(dir.path(), &socket).await,

@@ -6,17 +6,19 @@
 //! - Two layouts: [`thin`] volumes, whose snapshots cost next to nothing, and [`thick`] ones as they were in 2009.
 //! - One group is one delegate's: another on this machine that is given the same group does not start.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
-use super::{Contents, VolumeDriver};
+use super::{Begun, Contents, Stored, VolumeDriver, background};
 use crate::config::{self, Layout};
+use crate::delegate::source::RestoreSpec;
 use crate::delegate::{
     CopySpec, DelegateError, Result, SnapshotMethod, SnapshotReport, SnapshotSpec, VolumeSpec, data_dir,
 };
@@ -26,7 +28,7 @@ mod copy_out;
 #[cfg(test)]
 mod double;
 mod group;
-mod raw;
+pub(super) mod raw;
 mod report;
 #[cfg(test)]
 mod tests;
@@ -41,6 +43,12 @@ const SNAPSHOT_OF: &str = "vbs.of";
 
 /// The tag that says how many bytes of a snapshot hold data.
 const DATA: &str = "vbs.data";
+
+/// The tag that says under which token a volume is being filled from another node.
+const RESTORE: &str = "vbs.restore";
+
+/// How long a snapshot that was made ready is taken to be so, when it is read piece after piece.
+const READY: Duration = Duration::from_secs(10);
 
 /// How long a device node may take to appear after the command that made it has ended.
 const NODE_WAIT: Duration = Duration::from_secs(5);
@@ -58,6 +66,9 @@ struct Places {
 pub struct LvmDriver {
     group: Arc<Group>,
     kind: Kind,
+    restores: PathBuf,
+    /// The snapshots that were made ready to be read just now.
+    ready: Mutex<HashMap<SnapshotId, (Instant, Stored)>>,
     /// Held for as long as this lives.
     _locks: [File; 2],
 }
@@ -85,8 +96,10 @@ impl LvmDriver {
         let group = Arc::new(Group::new(&config.volume_group, &places.dev, run)?);
         let (data_dir, locks) = (data_dir.to_owned(), places.locks.clone());
         let name = format!("vbs-{}.lock", config.volume_group);
+        let restores = data_dir.join("restores");
+        let made = restores.clone();
         let take = move || {
-            std::fs::create_dir_all(&data_dir)?;
+            std::fs::create_dir_all(&made)?;
             std::fs::create_dir_all(&locks)?;
             Ok([data_dir::take(&data_dir)?, data_dir::take_file(&locks.join(name))?])
         };
@@ -95,7 +108,7 @@ impl LvmDriver {
             Layout::Thin(thin) => Kind::Thin(thin::Thin::open(Arc::clone(&group), thin.clone()).await?),
             Layout::Thick(thick) => Kind::Thick(thick::Thick::open(Arc::clone(&group), thick, stop).await?),
         };
-        Ok(Self { group, kind, _locks: locks })
+        Ok(Self { group, kind, restores, ready: Mutex::default(), _locks: locks })
     }
 }
 
@@ -161,17 +174,62 @@ impl VolumeDriver for LvmDriver {
             Kind::Thick(thick) => thick.contents().await,
         }
     }
+
+    async fn ready_snapshot(&self, snapshot: &SnapshotId) -> Result<Stored> {
+        if let Some((_, stored)) = self.ready_now().get(snapshot) {
+            return Ok(stored.clone());
+        }
+        let (path, size_bytes) = ready(&self.group, snapshot.as_str()).await?;
+        let stored = Stored { path, size_bytes };
+        self.ready_now().insert(snapshot.clone(), (Instant::now(), stored.clone()));
+        Ok(stored)
+    }
+
+    fn restores_dir(&self) -> &Path {
+        &self.restores
+    }
+
+    async fn begin_volume(&self, spec: &RestoreSpec, token: &str) -> Result<Begun> {
+        let tag = format!("{RESTORE}={token}");
+        match &self.kind {
+            Kind::Thin(thin) => thin.begin_volume(spec, &tag).await,
+            Kind::Thick(thick) => thick.begin_volume(spec, &tag).await,
+        }
+    }
+
+    async fn end_volume(&self, volume: &VolumeId, _: &str) -> Result<()> {
+        let turn = self.group.turn().await;
+        turn.finish(volume.as_str(), &[]).await?;
+        let there = finished(&turn.look_at(volume.as_str()).await?, volume.as_str())?.is_some();
+        if there { Ok(()) } else { Err(DelegateError::retry(format!("{volume} is not whole after it was filled"))) }
+    }
+
+    async fn has_room(&self) -> Result<()> {
+        match &self.kind {
+            Kind::Thin(thin) => thin.has_room().await,
+            // Its extents are its own from the start.
+            Kind::Thick(_) => Ok(()),
+        }
+    }
 }
 
-/// Makes the device of a finished logical volume of ours ready to be opened, and gives its path.
-async fn ready(group: &Group, name: &str) -> Result<PathBuf> {
+impl LvmDriver {
+    fn ready_now(&self) -> std::sync::MutexGuard<'_, HashMap<SnapshotId, (Instant, Stored)>> {
+        let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+        ready.retain(|_, (since, _)| since.elapsed() < READY);
+        ready
+    }
+}
+
+/// Makes the device of a finished logical volume of ours ready to be opened, and gives its path and its size.
+async fn ready(group: &Group, name: &str) -> Result<(PathBuf, u64)> {
     let lv = {
         let turn = group.turn().await;
         let seen = turn.look_at(name).await?;
         let lv = finished(&seen, name)?.ok_or_else(|| missing(name))?;
         activated(&turn, lv).await?
     };
-    device(group, &lv).await
+    Ok((device(group, &lv).await?, lv.size))
 }
 
 /// Activates a logical volume if it is not, and gives what it is then.
@@ -245,16 +303,6 @@ fn missing(what: impl std::fmt::Display) -> DelegateError {
 
 fn too_small(snapshot: &SnapshotId, bytes: u64) -> DelegateError {
     DelegateError::fatal(format!("{snapshot} has {bytes} bytes, more than the volume shall have"))
-}
-
-/// Runs work that blocks for hours perhaps, on a thread of its own: those of the runtime are numbered, and all else that blocks
-/// for a moment needs them.
-async fn background<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    let (done, result) = tokio::sync::oneshot::channel();
-    // Nobody may be waiting any more.
-    let run = move || drop(done.send(work()));
-    std::thread::Builder::new().spawn(run).map_err(|e| DelegateError::retry(format!("cannot start a thread: {e}")))?;
-    result.await.unwrap_or_else(|_| Err(DelegateError::retry("the LVM driver stopped")))
 }
 
 /// Runs work that blocks where it may.

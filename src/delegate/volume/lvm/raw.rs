@@ -19,10 +19,10 @@ use tokio_util::sync::CancellationToken;
 const STEP: usize = 1 << 20;
 
 /// What a buffer must start at a multiple of for `O_DIRECT`: no disk has larger blocks.
-const ALIGN: usize = 4096;
+pub(in crate::delegate::volume) const ALIGN: usize = 4096;
 
 /// The pieces in which data is told from zeros, in bytes.
-const GRAIN: usize = 64 << 10;
+pub(in crate::delegate::volume) const GRAIN: usize = 64 << 10;
 
 /// How long a wait lasts before the next look whether to stop.
 const NAP: Duration = Duration::from_millis(200);
@@ -41,7 +41,7 @@ impl Pace {
     }
 
     /// Waits until so many bytes more may be written.
-    fn wait(&self, bytes: u64, stop: &CancellationToken) -> io::Result<()> {
+    pub fn wait(&self, bytes: u64, stop: &CancellationToken) -> io::Result<()> {
         if let Some(micros) = bytes.saturating_mul(1_000_000).checked_div(self.bytes_per_s) {
             let until = {
                 let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
@@ -103,9 +103,9 @@ pub fn zero(device: &Path, size: u64, work: &Work<'_>) -> io::Result<()> {
     device.sync_all()
 }
 
-/// Writes zeros, by the device's own means where it has any (fallocate(2), `FALLOC_FL_ZERO_RANGE`; the kernel never
+/// Writes zeros from one offset to another, by the device's own means where it has any (fallocate(2), `FALLOC_FL_ZERO_RANGE`; the kernel never
 /// answers that by unmapping).
-fn fill(device: &File, from: u64, size: u64, work: &Work<'_>) -> io::Result<()> {
+pub fn fill(device: &File, from: u64, size: u64, work: &Work<'_>) -> io::Result<()> {
     let zeros = vec![0; STEP + ALIGN];
     let start = zeros.as_ptr().align_offset(ALIGN);
     let zeros = zeros.get(start..start.saturating_add(STEP)).ok_or(io::ErrorKind::OutOfMemory)?;

@@ -6,6 +6,9 @@ use std::os::unix::fs::FileExt;
 use super::double::{Double, EXTENT, Fault};
 use super::*;
 use crate::config::{Thick, Thin};
+use crate::delegate::volume::pieces;
+use crate::delegate::volume::restore::Restores;
+use crate::delegate::volume::restore::tests::{Scripted, scattered};
 use crate::delegate::{CopySpec, ErrorKind};
 
 struct Node {
@@ -135,6 +138,75 @@ async fn a_command_that_fails_or_lies_or_dies_at_any_point_is_made_up_for() {
             }
             assert!(at > 5, "the fault struck {at} times");
         }
+    }
+}
+
+/// Asks until the volume is there, as the workers do.
+async fn restored(driver: LvmDriver, spec: &RestoreSpec, source: &Arc<Scripted>) -> Result<()> {
+    let restores = Restores::new(Arc::new(driver), &CancellationToken::new());
+    while restores.ensure(spec, source.clone()).await? < 100 {}
+    Ok(())
+}
+
+/// A volume is made of another node's snapshot and removed, with one command failing. Gives whether it came to that.
+async fn life_of_a_restore(layout: Layout, at: usize, fault: Fault) -> bool {
+    let node = Node::new(layout);
+    node.open().await;
+    node.double.state.lock().unwrap().fault = Some((at, fault));
+    let source = Scripted::of(&scattered(3 << 20));
+    let spec = RestoreSpec { volume: VolumeId::generate(), size_bytes: 5 * EXTENT, snapshot: SnapshotId::generate() };
+    step!(node, driver => restored(driver, &spec, &source));
+    let mut expected = scattered(3 << 20);
+    expected.resize(5 << 20, 0);
+    let path = node.double.dev.join("vbs").join(spec.volume.as_str());
+    assert!(std::fs::read(path).unwrap() == expected, "{fault:?} {at}: other bytes than the source's");
+    let contents = step!(node, driver => driver.contents());
+    assert_eq!(contents.volumes, [(spec.volume.clone(), 5 * EXTENT)], "{fault:?} {at}");
+
+    step!(node, driver => driver.ensure_no_volume(&spec.volume));
+    assert_eq!(node.names(), ["pool"], "{fault:?} {at}");
+    node.double.state.lock().unwrap().fault.is_none()
+}
+
+#[tokio::test]
+async fn a_volume_of_another_nodes_snapshot_is_made_whatever_command_of_it_fails() {
+    for layout in [thin(), thick()] {
+        for fault in [Fault::Before, Fault::Half, Fault::After, Fault::Lie] {
+            let mut at = 0;
+            while life_of_a_restore(layout.clone(), at, fault).await {
+                at += 1;
+            }
+            assert!(at > 3, "the fault struck {at} times");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_volume_that_is_being_filled_is_shown_to_nobody_and_goes_on_where_it_was() {
+    for layout in [thin(), thick()] {
+        let node = Node::new(layout);
+        let source = Scripted::of(&scattered(4 << 20));
+        let spec =
+            RestoreSpec { volume: VolumeId::generate(), size_bytes: 4 * EXTENT, snapshot: SnapshotId::generate() };
+        source.fails_from(2 << 20);
+        assert_eq!(restored(node.open().await, &spec, &source).await.unwrap_err().kind, ErrorKind::Retry);
+        let driver = node.open().await;
+        assert_eq!(driver.contents().await.unwrap().volumes, []);
+        assert_eq!(driver.ensure_ready(&spec.volume).await.unwrap_err().kind, ErrorKind::Fatal);
+        source.recovers();
+        restored(driver, &spec, &source).await.unwrap();
+        let driver = node.open().await;
+        let cut = snapshot_of(&VolumeSpec { volume: spec.volume.clone(), size_bytes: 0, snapshot: None });
+        whole(&driver, &cut).await.unwrap();
+        for _ in 0..2 {
+            let stored = driver.ready_snapshot(&cut.snapshot).await.unwrap();
+            let file = pieces::open(&stored.path, File::options().read(true)).unwrap();
+            let piece = pieces::read(&file, stored.size_bytes, EXTENT).unwrap();
+            assert!(piece.bytes == scattered(4 << 20)[1 << 20..2 << 20], "it is a source like others");
+        }
+        assert!(source.reads().iter().all(|at| *at >= 2 << 20), "{:?}", source.reads());
+        let path = node.double.dev.join("vbs").join(spec.volume.as_str());
+        assert!(std::fs::read(path).unwrap() == scattered(4 << 20), "other bytes");
     }
 }
 

@@ -16,7 +16,8 @@ use super::raw::{self, Pace, Work};
 use super::report::Lv;
 use super::{DATA, SNAPSHOT_OF, activated, background, data_tag, device, finished, missing, ready, round_up};
 use crate::config;
-use crate::delegate::volume::Contents;
+use crate::delegate::source::RestoreSpec;
+use crate::delegate::volume::{Begun, Blank, Contents, Stored};
 use crate::delegate::{CopySpec, DelegateError, Result, SnapshotReport, SnapshotSpec, VolumeSpec};
 use crate::ids::VolumeId;
 
@@ -76,7 +77,7 @@ impl Thick {
         let to = device(&self.group, &lv).await?;
         let work = match source {
             None => Fill::Zeros,
-            Some(lv) => Fill::From(ready(&self.group, &lv.name).await?, lv.size),
+            Some(lv) => Fill::From(ready(&self.group, &lv.name).await?.0, lv.size),
         };
         let (pace, stop) = (Arc::clone(&self.pace), self.stop.clone());
         background(move || {
@@ -93,6 +94,27 @@ impl Thick {
         turn.finish(name, &[]).await?;
         let there = finished(&turn.look_at(name).await?, name)?.is_some_and(|lv| lv.size >= size);
         if there { Ok(()) } else { Err(DelegateError::retry(format!("{name} is not whole after it was made"))) }
+    }
+
+    /// Makes a volume that is to be filled, or finds the one with this tag.
+    pub async fn begin_volume(&self, spec: &RestoreSpec, tag: &str) -> Result<Begun> {
+        let (name, size) = (spec.volume.as_str(), round_up(spec.size_bytes, self.extent)?);
+        let turn = self.group.turn().await;
+        let seen = turn.look_at(name).await?;
+        let (lv, kept) = match seen.ours(name, name)? {
+            Some(lv) if !lv.has(UNFINISHED) => return Ok(Begun::Whole),
+            Some(lv) if lv.has(tag) && lv.size == size => (activated(&turn, lv).await?, true),
+            other => {
+                if let Some(lv) = other {
+                    turn.remove(lv).await?;
+                }
+                (make_unfinished(&turn, name, &[name, tag], size / self.extent).await?, false)
+            }
+        };
+        drop(turn);
+        let stored = Stored { path: device(&self.group, &lv).await?, size_bytes: size };
+        let blank = Blank { stored, raw: Some(Arc::clone(&self.pace)) };
+        Ok(if kept { Begun::Kept(blank) } else { Begun::New(blank) })
     }
 
     /// The extents that the volume grows by are zeroed before they are its: whoever has it open sees them at once.
@@ -166,7 +188,7 @@ impl Thick {
         let of = format!("{SNAPSHOT_OF}={}", source.tagged(SNAPSHOT_OF).unwrap_or_default());
         let lv = make_unfinished(&turn, name, &[name, &of], size / self.extent).await?;
         drop(turn);
-        let (from, to) = (ready(&self.group, from).await?, device(&self.group, &lv).await?);
+        let (from, to) = (ready(&self.group, from).await?.0, device(&self.group, &lv).await?);
         let (pace, stop) = (Arc::clone(&self.pace), self.stop.clone());
         let data = background(move || {
             let done = AtomicU64::new(0);

@@ -11,9 +11,10 @@ use std::sync::Arc;
 
 use super::group::{Group, Seen, UNFINISHED, check_name};
 use super::report::{Lv, Trouble};
-use super::{DATA, SNAPSHOT_OF, missing, round_up};
+use super::{DATA, SNAPSHOT_OF, activated, device, missing, round_up};
 use crate::config;
-use crate::delegate::volume::Contents;
+use crate::delegate::source::RestoreSpec;
+use crate::delegate::volume::{Begun, Blank, Contents, Stored};
 use crate::delegate::{CopySpec, DelegateError, Result, SnapshotReport, SnapshotSpec, VolumeSpec};
 use crate::ids::{SnapshotId, VolumeId};
 
@@ -84,6 +85,40 @@ impl Thin {
             }
         }
         Ok(())
+    }
+
+    /// Makes a volume that is to be filled, or finds the one with this tag.
+    pub async fn begin_volume(&self, spec: &RestoreSpec, tag: &str) -> Result<Begun> {
+        let (name, size) = (spec.volume.as_str(), round_up(spec.size_bytes, self.extent)?);
+        let turn = self.group.turn().await;
+        let seen = turn.look().await?;
+        let there = seen.ours(name, name)?;
+        if there.is_some_and(|lv| !lv.has(UNFINISHED)) {
+            return Ok(Begun::Whole);
+        }
+        let kept = there.filter(|lv| lv.has(tag) && lv.size == size);
+        let lv = if let Some(lv) = kept {
+            activated(&turn, lv).await?
+        } else {
+            if let Some(other) = there {
+                turn.remove(other).await?;
+            }
+            self.admit(&turn.look().await?, size)?;
+            let args = [&*format!("--thinpool={}", self.config.pool), "-V", &format!("{size}b")];
+            turn.create(name, &[name, tag, UNFINISHED], &args, None).await?;
+            let made = turn.look_at(name).await?;
+            let unmade = || DelegateError::retry(format!("{name} is not there after it was made"));
+            activated(&turn, made.ours(name, name)?.ok_or_else(unmade)?).await?
+        };
+        drop(turn);
+        let stored = Stored { path: device(&self.group, &lv).await?, size_bytes: size };
+        let blank = Blank { stored, raw: None };
+        Ok(if kept.is_some() { Begun::Kept(blank) } else { Begun::New(blank) })
+    }
+
+    /// Refuses when the pool is nearly full: what is filled takes of it as it is written.
+    pub async fn has_room(&self) -> Result<()> {
+        self.room(&self.group.look().await?).map(drop)
     }
 
     /// Removes the volume; its snapshots stay.

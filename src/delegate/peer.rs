@@ -1,0 +1,155 @@
+//! A node's delegate as somebody who may be connected to: its address, whose certificates it may show, and the connections
+//! that are kept for the next calls. One that the other side has closed meanwhile is replaced and the request sent once more,
+//! at once.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::header::HOST;
+use hyper::{Request, StatusCode, Uri};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+/// For the TCP connection and the TLS handshake.
+const CONNECT: Duration = Duration::from_secs(5);
+/// Connections kept for the next calls.
+const MOST_IDLE: usize = 8;
+
+type Connection = SendRequest<Full<Bytes>>;
+
+/// What can go wrong on the way.
+pub type Problem = Box<dyn std::error::Error + Send + Sync>;
+
+/// A node's delegate, somewhere else.
+pub struct Peer {
+    /// `HOST:PORT`, as signatures cover it.
+    authority: String,
+    address: (String, u16),
+    tls: Option<(TlsConnector, ServerName<'static>)>,
+    idle: Mutex<Vec<Connection>>,
+}
+
+impl Peer {
+    /// The delegate at `http://HOST:PORT`, or at `https://…` with a certificate of this authority, in PEM. The error says what
+    /// is wrong with the URL.
+    pub fn new(url: &str, ca: Option<&str>) -> Result<Self, String> {
+        let invalid = |why: &str| format!("the URL {url:?} {why}");
+        let parsed: Uri = url.parse().map_err(|_| invalid("is not one"))?;
+        let host = parsed.host().filter(|host| !host.is_empty()).ok_or_else(|| invalid("has no host"))?;
+        // Without the brackets that a URL has around an address of IPv6.
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        if !matches!(parsed.path(), "" | "/") || parsed.query().is_some() {
+            return Err(invalid("ends after the port"));
+        }
+        let tls = match (parsed.scheme_str(), ca) {
+            (Some("http"), None) => None,
+            (Some("https"), Some(ca)) => {
+                let name =
+                    ServerName::try_from(host.clone()).map_err(|_| invalid("has a host no certificate is for"))?;
+                Some((trust(ca)?, name))
+            }
+            (Some("http"), Some(_)) => return Err(invalid("needs no ca: it is not https")),
+            (Some("https"), None) => return Err(invalid("needs a ca: which certificates may it show?")),
+            _ => return Err(invalid("starts with neither http nor https")),
+        };
+        let port = parsed.port_u16().unwrap_or(if tls.is_some() { 443 } else { 80 });
+        let authority = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+        Ok(Self { authority, address: (host, port), tls, idle: Mutex::default() })
+    }
+
+    /// `HOST:PORT`, as signatures cover it and the header `Host` has it.
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    /// Sends a request, which is made anew for each try and to which the header `Host` is added, and reads the answer, of so many
+    /// bytes at most. How long that may take is the caller's to say.
+    pub async fn exchange(
+        &self,
+        make: impl Fn() -> Result<Request<Full<Bytes>>, Problem>,
+        most: usize,
+    ) -> Result<(StatusCode, Bytes), Problem> {
+        if let Some(mut kept) = self.take_idle()
+            && let Ok(answer) = self.send(&mut kept, make()?, most).await
+        {
+            self.keep(kept);
+            return Ok(answer);
+        }
+        let mut fresh = self.connect().await?;
+        let answer = self.send(&mut fresh, make()?, most).await?;
+        self.keep(fresh);
+        Ok(answer)
+    }
+
+    async fn send(
+        &self,
+        over: &mut Connection,
+        mut request: Request<Full<Bytes>>,
+        most: usize,
+    ) -> Result<(StatusCode, Bytes), Problem> {
+        request.headers_mut().insert(HOST, self.authority.parse()?);
+        over.ready().await?;
+        let response = over.send_request(request).await?;
+        let status = response.status();
+        let answer = Limited::new(response.into_body(), most).collect().await?.to_bytes();
+        Ok((status, answer))
+    }
+
+    async fn connect(&self) -> Result<Connection, Problem> {
+        let (host, port) = &self.address;
+        let connect = async {
+            let stream = TcpStream::connect((host.as_str(), *port)).await?;
+            stream.set_nodelay(true)?;
+            match &self.tls {
+                None => handshake(stream).await,
+                Some((connector, name)) => handshake(connector.connect(name.clone(), stream).await?).await,
+            }
+        };
+        tokio::time::timeout(CONNECT, connect).await?
+    }
+
+    fn take_idle(&self) -> Option<Connection> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|connection| !connection.is_closed());
+        idle.pop()
+    }
+
+    fn keep(&self, connection: Connection) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < MOST_IDLE && !connection.is_closed() {
+            idle.push(connection);
+        }
+    }
+}
+
+async fn handshake(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Result<Connection, Problem> {
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    // Ends with the sender, or with the stream; its error comes out of the sender too.
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+/// Trusts the certificates of one authority and of no other.
+fn trust(ca: &str) -> Result<TlsConnector, String> {
+    let cannot = |e: &dyn std::fmt::Display| format!("the ca cannot be used: {e}");
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(ca.as_bytes()) {
+        roots.add(certificate.map_err(|e| cannot(&e))?).map_err(|e| cannot(&e))?;
+    }
+    if roots.is_empty() {
+        return Err(cannot(&"it holds no certificate"));
+    }
+    let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|e| cannot(&e))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
+}
