@@ -21,9 +21,9 @@ def fill(backend, count):
     for n in range(1, count + 1):
         name = f"vol-{digits(n)}"
         volume = Volume(backend, name, 1 + n % 100, zone, volume_type="gp3", iops=3000, throughput=125)
-        if n % 2 == 0:
+        if n % 5 == 0:
             machine = SimpleNamespace(id=f"i-{digits(n // 20)}")
-            volume.attachment = VolumeAttachment(volume, machine, f"/dev/sd{chr(98 + n // 2 % 10)}", "attached")
+            volume.attachment = VolumeAttachment(volume, machine, f"/dev/sd{chr(98 + n // 5 % 10)}", "attached")
         backend.volumes[name] = volume
         volume.add_tags({"Name": f"volume {n}", "environment": "production", "team": f"team {n % 10}"})
 

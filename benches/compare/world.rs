@@ -23,12 +23,12 @@ pub const ACCOUNT: &str = "123456789012";
 /// Volumes in the table.
 pub const VOLUMES: i64 = 100_000;
 
-/// Volumes of which each has three tags and every second one is attached. What is attached is on nodes that the gateway does
+/// Volumes of which each has three tags and every fifth one is attached. What is attached is on nodes that the gateway does
 /// not know, so that nobody mends it.
 const FILL: [&str; 4] = [
     "INSERT INTO volumes (id, account_id, zone, node, size_gib, volume_type, iops, throughput, state, created_at) \
         SELECT 'vol-0' || substr(md5(n::text), 1, 16), '123456789012', 'us-east-1a', 'elsewhere', 1 + n % 100, 'gp3', 3000, \
-        125, CASE n % 2 WHEN 0 THEN 'in-use' ELSE 'available' END, timestamptz '2026-01-01Z' + n * interval '1 second' \
+        125, CASE n % 5 WHEN 0 THEN 'in-use' ELSE 'available' END, timestamptz '2026-01-01Z' + n * interval '1 second' \
         FROM generate_series(1, {VOLUMES}) n",
     "INSERT INTO instances (id, node, zone, machine, machine_uuid, account_id, state, initiator_iqn, vcpus, memory_mib, \
         launched_at) \
@@ -37,9 +37,9 @@ const FILL: [&str; 4] = [
     "INSERT INTO attachments (id, account_id, volume_id, instance_id, device, device_key, state, iqn, lun, chap_user, \
         sealed_chap_secret, initiator_iqn, attached_at) \
         SELECT gen_random_uuid(), '123456789012', 'vol-0' || substr(md5(n::text), 1, 16), \
-        'i-0' || substr(md5((n / 20)::text), 1, 16), '/dev/sd' || chr(98 + n / 2 % 10), chr(98 + n / 2 % 10), 'attached', \
+        'i-0' || substr(md5((n / 20)::text), 1, 16), '/dev/sd' || chr(98 + n / 5 % 10), chr(98 + n / 5 % 10), 'attached', \
         n::text, 1, '', '', '', timestamptz '2026-01-01Z' + n * interval '1 second' \
-        FROM generate_series(2, {VOLUMES}, 2) n",
+        FROM generate_series(5, {VOLUMES}, 5) n",
     "INSERT INTO tags (resource_id, key, value, account_id, resource_type) \
         SELECT 'vol-0' || substr(md5(n::text), 1, 16), key, value, '123456789012', 'volume' \
         FROM generate_series(1, {VOLUMES}) n, LATERAL (VALUES ('Name', 'volume ' || n), ('environment', 'production'), \

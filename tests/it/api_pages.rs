@@ -20,7 +20,7 @@ const FILL: &str = "\
         timestamptz '2026-01-31 12:00:00Z' + n / 2 * interval '500 milliseconds' FROM generate_series(1, 1100) n; \
     INSERT INTO attachments (id, account_id, volume_id, instance_id, device, device_key, state, iqn, lun, chap_user, \
         sealed_chap_secret, initiator_iqn, attached_at) \
-        SELECT gen_random_uuid(), $account, 'vol-' || lpad(to_hex(n), 17, '0'), (SELECT min(id) FROM instances), \
+        SELECT gen_random_uuid(), $account, 'vol-' || lpad(to_hex(n), 17, '0'), (SELECT id FROM instances ORDER BY zone, machine LIMIT 1), \
         '/dev/' || n, n::text, 'attached', n::text, 1, '', '', '', timestamptz '2026-02-01 00:00:00.789Z' \
         FROM generate_series(1, 1100, 2) n; \
     INSERT INTO tags (resource_id, key, value, account_id, resource_type) \
