@@ -223,6 +223,7 @@ def pytest_terminal_summary(terminalreporter, exitstatus):
     terminalreporter.section("actions by client")
     terminalreporter.write(LEDGER.table())
     path = TARGET / "compat-results.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(LEDGER.table())
     terminalreporter.write_line(f"also in {path}")
     # Broken off, it says nothing of the rest.
