@@ -158,12 +158,13 @@ pub async fn set_delete_on_termination(conn: &mut Conn, id: Uuid, delete: bool) 
     Ok(())
 }
 
-/// Every attachment that is `attached`, with its two ends: what the nodes must hold up.
-pub async fn all_attached(conn: &mut Conn) -> Result<Vec<Located>> {
+/// Every attachment that is `attached` with an end on one of these nodes, with its two ends: what the nodes must hold up.
+pub async fn attached_on(conn: &mut Conn, storage: &[&str], hypervisors: &[&str]) -> Result<Vec<Located>> {
     Ok(attachments::table
         .inner_join(volumes::table)
         .inner_join(instances::table)
         .filter(attachments::state.eq(AttachmentState::Attached))
+        .filter(volumes::node.eq_any(storage).or(instances::node.eq_any(hypervisors)))
         .select((Attachment::as_select(), ENDS))
         .load(conn)
         .await?)
@@ -191,11 +192,11 @@ pub async fn set_initiator(conn: &mut Conn, id: Uuid, initiator_iqn: &str) -> Re
     Ok(())
 }
 
-/// The names of the targets of all live attachments.
-pub async fn all_live_iqns(conn: &mut Conn) -> Result<BTreeSet<String>> {
-    let live = attachments::state.ne(AttachmentState::Detached);
-    let iqns: Vec<String> = attachments::table.filter(live).select(attachments::iqn).load(conn).await?;
-    Ok(iqns.into_iter().collect())
+/// Of these names of targets, those of live attachments.
+pub async fn live_among(conn: &mut Conn, iqns: &[&str]) -> Result<BTreeSet<String>> {
+    let live = attachments::iqn.eq_any(iqns).and(attachments::state.ne(AttachmentState::Detached));
+    let found: Vec<String> = attachments::table.filter(live).select(attachments::iqn).load(conn).await?;
+    Ok(found.into_iter().collect())
 }
 
 /// An attachment that is being asked for.

@@ -7,7 +7,7 @@
 //! A disk or a log-in that no attachment has is taken back only if its target's name was made for an attachment of ours that is
 //! over. Another name, however much it looks like one of ours, may be that of another vbs with the same nodes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use super::{Context, detach_volume, engine};
 use crate::db::attachments::Located;
 use crate::db::instances::Instance;
 use crate::db::{self, attachments, instances, nodes, volumes, workflows};
-use crate::delegate::{MachineRef, ObservedMachine, StorageObservation, VmmObservation};
+use crate::delegate::{MachineRef, ObservedExport, ObservedMachine, StorageObservation, VmmObservation};
 use crate::ids::{InstanceId, VolumeId};
 use crate::state::InstanceState;
 
@@ -71,11 +71,15 @@ pub async fn sweep(context: &Context) -> db::Result<()> {
         }
     }
     let mut enqueued = end_with_their_instances(&mut conn).await?;
-    let attached = attachments::all_attached(&mut conn).await?;
-    let wanted = attachments::all_live_iqns(&mut conn).await?;
-    let exported = observed.storage.values().flat_map(|report| &report.exports);
-    let unwanted =
-        exported.filter(|export| !wanted.contains(&export.iqn)).map(|export| export.volume.clone()).collect();
+    // Of nodes that say nothing there is nothing to compare.
+    let storage: Vec<&str> = observed.storage.keys().map(String::as_str).collect();
+    let hypervisors: Vec<&str> = observed.hypervisors.keys().map(String::as_str).collect();
+    let attached = attachments::attached_on(&mut conn, &storage, &hypervisors).await?;
+    let exports: Vec<&ObservedExport> = observed.storage.values().flat_map(|report| &report.exports).collect();
+    let iqns: Vec<&str> = exports.iter().map(|export| export.iqn.as_str()).collect();
+    let wanted = attachments::live_among(&mut conn, &iqns).await?;
+    let unwanted = exports.iter().filter(|export| !wanted.contains(&export.iqn));
+    let unwanted = unwanted.map(|export| export.volume.clone()).collect();
     let leftovers = leftovers(&mut conn, &attached, &observed).await?;
     let mut repairs = plan(&attached, &observed, unwanted);
     repairs.extend(leftovers.keys().cloned());
@@ -190,9 +194,10 @@ async fn leftovers(
     }
     let iqns: Vec<&str> = found.iter().map(|(_, leftover)| leftover.iqn.as_str()).collect();
     let ended = if iqns.is_empty() { Vec::new() } else { attachments::ended(conn, &iqns).await? };
+    let ended: HashSet<(String, VolumeId)> = ended.into_iter().collect();
     let mut over: BTreeMap<VolumeId, Vec<Leftover>> = BTreeMap::new();
     for (volume, leftover) in found {
-        if ended.iter().any(|(iqn, of)| *iqn == leftover.iqn && *of == volume) {
+        if ended.contains(&(leftover.iqn.clone(), volume.clone())) {
             over.entry(volume).or_default().push(leftover);
         } else {
             debug!(%volume, ?leftover, "is no attachment's, and none of ours that is over: it is left alone");
@@ -204,11 +209,16 @@ async fn leftovers(
 /// The volumes to repair: attached ones whose export or disk is missing, and exports without an attachment.
 fn plan(attached: &[Located], observed: &Observed, unwanted: BTreeSet<VolumeId>) -> BTreeSet<VolumeId> {
     let mut repairs = unwanted;
+    let whole: HashMap<&str, HashSet<&str>> = observed
+        .storage
+        .iter()
+        .map(|(node, report)| {
+            let whole = report.exports.iter().filter(|export| export.whole);
+            (node.as_str(), whole.map(|export| export.iqn.as_str()).collect())
+        })
+        .collect();
     for (attachment, ends) in attached {
-        let exported = observed
-            .storage
-            .get(&ends.volume_node)
-            .is_none_or(|report| report.exports.iter().any(|export| export.iqn == attachment.iqn && export.whole));
+        let exported = whole.get(ends.volume_node.as_str()).is_none_or(|iqns| iqns.contains(attachment.iqn.as_str()));
         let plugged = observed.hypervisors.get(&ends.vmm_node).is_none_or(|report| {
             let machine = report.machines.iter().find(|machine| machine.uuid == ends.machine_uuid);
             machine.is_none_or(|machine| !machine.running || has_disk(machine, attachment))
