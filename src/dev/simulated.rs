@@ -39,7 +39,8 @@ async fn restore_node(cloud: &SimCloud, name: &str, sim: &Sim, pool: &Pool) -> R
         }
     }
     for snapshot in snapshots::of_node(&mut conn, name).await.map_err(unanswered)? {
-        if snapshot.state != SnapshotState::Completed {
+        // One that is being taken may have been cut, and is never cut anew then.
+        if !matches!(snapshot.state, SnapshotState::Completed | SnapshotState::Pending) {
             continue;
         }
         // A snapshot outlives its volume, but is made of one.

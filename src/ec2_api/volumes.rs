@@ -100,6 +100,9 @@ const ATTACH_TIME: Instant = Instant {
     text: r#"to_char(b.attached_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS".000Z"')"#,
 };
 
+/// How often a volume that is about to be free is tried to be deleted.
+const TRIES: usize = 3;
+
 /// What a filter looks at.
 fn condition(filter: &Filter, region: &Region) -> Condition {
     let subject = |subject| Condition { subject, values: filter.values() };
@@ -183,20 +186,21 @@ pub async fn delete(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
     let mut conn = api.pool.get().await?;
     find(&mut conn, &call.caller.account_id, &id).await?;
     call.stop_if_dry_run()?;
-    conn.transaction(async |conn| {
-        if delete_volume::start(conn, &id).await? {
-            return Ok(());
+    for _ in 0..TRIES {
+        if conn.transaction(async |conn| delete_volume::start(conn, &id).await).await? {
+            api.wake.wake();
+            return Ok(call.done());
         }
-        let live = attachment_rows::live_of_volume(conn, &id).await?;
-        if live.is_empty() {
-            return Err(faults::no_volume(&id));
+        let live = attachment_rows::live_of_volume(&mut conn, &id).await?;
+        if !live.is_empty() {
+            let instances: Vec<&str> = live.iter().map(|(row, _)| row.instance_id.as_str()).collect();
+            let text = format!("Volume {id} is currently attached to {}", instances.join(", "));
+            return Err(ApiError::new("VolumeInUse", text));
         }
-        let instances: Vec<&str> = live.iter().map(|(row, _)| row.instance_id.as_str()).collect();
-        Err(ApiError::new("VolumeInUse", format!("Volume {id} is currently attached to {}", instances.join(", "))))
-    })
-    .await?;
-    api.wake.wake();
-    Ok(call.done())
+        // Somebody else has deleted it; or a detach has ended between the two looks, and now it can be deleted.
+        find(&mut conn, &call.caller.account_id, &id).await?;
+    }
+    Err(ApiError::unavailable(format!("{id} is in use, and attached to nothing")))
 }
 
 /// The volume, if the account has it and nobody has deleted it. For all but the describes, one that is being deleted is gone.
