@@ -33,6 +33,35 @@ async fn an_attachment_shows_at_the_volume_and_at_the_instance_under_the_name_th
     cloud.settle().await;
 }
 
+/// Each request meets the end of the detach at another moment.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_is_deleted_while_its_detach_ends_is_in_use_until_it_is_deleted() {
+    let cloud = Cloud::start().await;
+    let instance = cloud.instances().await.remove(0);
+    let mut deletes = tokio::task::JoinSet::new();
+    for letter in 'b'..='q' {
+        let volume = cloud.volume().await;
+        cloud.attach(&volume, &instance, &format!("/dev/sd{letter}")).await;
+        let client = cloud.client.clone();
+        deletes.spawn(async move {
+            client.ok("DetachVolume", &[("VolumeId", &volume)]).await;
+            let mut refusals = std::collections::BTreeSet::new();
+            loop {
+                let answer = client.call("DeleteVolume", &[("VolumeId", &volume)]).await;
+                match answer.find("Code") {
+                    Some(code) => refusals.insert(code),
+                    None => return refusals,
+                };
+            }
+        });
+    }
+    while let Some(refusals) = deletes.join_next().await {
+        let refusals = refusals.unwrap();
+        assert!(refusals.iter().all(|code| code == "VolumeInUse"), "{refusals:?}");
+    }
+    cloud.settle().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn refused_attaches_say_what_clients_search_for_and_change_nothing() {
     let cloud = Cloud::start().await;
