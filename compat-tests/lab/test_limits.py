@@ -1,14 +1,15 @@
 """A guest gets the operations a second that its volume has, and no more: the kernel of the Xen node holds it to them.
 
-Nothing here is of an absolute speed but the limit itself, by the guest's own clock: a slow machine stays below it.
+How fast the machines are depends on what else this one does; so a limit that surely holds the guest back is chosen by how fast it
+is just then.
 """
 
 from cloud import ZONE, Cloud
 from machine import wait_for
 
 FEW, MANY = 100, 2000
-# So much more than the few, by a guest that may do many.
-CLEARLY = 1.3
+# Of each disk that is held to limits.
+GROUPS = "/sys/fs/cgroup/vbs/iqn.*"
 # Writers at once, so that what one of them waits for is not what is measured; each write goes past the guest's cache.
 BEGIN = """
 for n in 0 1 2 3 4 5 6 7; do
@@ -32,25 +33,30 @@ def rate(guest):
 
 def test_a_guest_gets_the_iops_of_its_volume_and_others_when_they_are_modified(lab, xen):
     guest = lab.guest("new")
-    with Cloud(lab, "thin", "lio", sweep_s=20, overcommit=100.0) as cloud:
+    with Cloud(lab, "thin", "lio", overcommit=100.0) as cloud:
         options = ["--volume-type", "io1", "--iops", FEW, "--size", MANY // 50]
         volume = cloud.aws("create-volume", "--availability-zone", ZONE, *options)["VolumeId"]
         cloud.wait_for(volume, lambda: cloud.volume_state(volume), "available")
         cloud.attach(volume, "new")
+        assert limits(xen) == [(FEW, FEW)]
         guest.run(BEGIN)
-        few = rate(guest)
-        assert few <= FEW * 1.1
-
         # Nobody needs the delegate for it.
         cloud.xen.restart()
-        again = rate(guest)
-        assert again <= FEW * 1.1
+        few = rate(guest)
+        assert limits(xen) == [(FEW, FEW)]
+        assert few <= FEW * 1.1
 
         cloud.aws("modify-volume", "--volume-id", volume, "--iops", MANY)
-        wait_for("the new limit", lambda: limits(xen) == [f"riops={MANY} wiops={MANY}"], 240, 0.3)
+        wait_for("the new limit", lambda: limits(xen) == [(MANY, MANY)], 240, 0.3)
         many = rate(guest)
-        print(f"of {FEW} a second: {few:.0f}, with another delegate {again:.0f}; of {MANY}: {many:.0f}")
-        assert FEW * CLEARLY < many <= MANY * 1.1
+        assert many <= MANY * 1.1
+
+        # The group that vbs has made holds the guest to what stands there.
+        least = max(int(many / 4), 2)
+        xen.sh(f"cd {GROUPS}; sed 's/riops=.*/riops={least} wiops={least}/' io.max > /tmp/max; cat /tmp/max > io.max")
+        held = rate(guest)
+        print(f"of {FEW} a second: {few:.0f}; of {MANY}: {many:.0f}; of {least}: {held:.1f}")
+        assert held <= least * 1.1 < many / 2
         guest.run(END, timeout=240)
         cloud.detach(volume)
         cloud.delete_volume(volume)
@@ -58,6 +64,6 @@ def test_a_guest_gets_the_iops_of_its_volume_and_others_when_they_are_modified(l
 
 
 def limits(xen):
-    """The limits that the kernel has, each disk's operations."""
-    lines = xen.sh("cat /sys/fs/cgroup/vbs/iqn.*/io.max").splitlines()
-    return [" ".join(line.split()[3:]) for line in lines]
+    """The limits that the kernel has: of each disk, reads and writes a second."""
+    lines = xen.sh(f"cat {GROUPS}/io.max").splitlines()
+    return [tuple(int(word.partition("=")[2]) for word in line.split()[3:]) for line in lines]
