@@ -17,7 +17,14 @@ for n in 0 1 2 3 4 5 6 7; do
     echo $! >> /tmp/writers
 done
 """
-END = "kill $(cat /tmp/writers); while pidof dd > /dev/null; do usleep 50000; done; rm /tmp/writers"
+END = """
+for writer in $(cat /tmp/writers); do
+    kill $writer
+    # Gone, or only its status is left, which nobody asks for.
+    while grep -q '^State:[^Z]*$' /proc/$writer/status 2>/dev/null; do usleep 50000; done
+done
+rm /tmp/writers
+"""
 # Writes that were done in these seconds, and the seconds.
 MEASURE = """
 at() { read -r now rest < /proc/uptime; set -- $(cat /sys/block/xvdf/stat); echo "$5 $now"; }
