@@ -6,6 +6,7 @@ is held. Where vbs answers otherwise on purpose docs/api.md says why, and the ca
 
 import time
 from dataclasses import dataclass
+from xml.etree import ElementTree
 
 import pytest
 
@@ -734,3 +735,86 @@ def test_a_copy_of_a_snapshot_that_is_not_there_is_accepted_and_fails(ec2):
     (found,) = ec2.describe_snapshots(SnapshotIds=[copy])["Snapshots"]
     assert (found["State"], found["StateMessage"]) == ("error", "Source snapshot is not found")
     ec2.delete_snapshot(SnapshotId=copy)
+
+
+# The elements of recorded answers, in their order, of what is untagged and unattached, and of what is not; `?` before one that is there
+# only when there is something to say.
+VOLUME = "volumeId size snapshotId availabilityZone status createTime attachmentSet ?tagSet volumeType ?iops encrypted multiAttachEnabled"
+ATTACHMENT = "volumeId instanceId device status attachTime"
+SNAPSHOT = "snapshotId volumeId status startTime progress ownerId volumeSize description encrypted ?tagSet"
+
+
+def children(element):
+    return [child.tag.rpartition("}")[2] for child in element]
+
+
+def assert_in_order(element, expected):
+    found = children(element)
+    names = [name.removeprefix("?") for name in expected.split() if not name.startswith("?") or name[1:] in found]
+    assert [name for name in found if name in names] == names
+
+
+def document(answer):
+    assert answer.status == 200, answer
+    return ElementTree.fromstring(answer.body)
+
+
+def of_set(answer, name):
+    return document(answer).findall(f"{{*}}{name}/{{*}}item")
+
+
+def test_bodies_have_the_elements_of_recorded_ones_in_their_order(owner, world):
+    blank, attached = (
+        of_set(world.call(owner, "DescribeVolumes", {"VolumeId.1": name}), "volumeSet")[0] for name in ("{io1}", "{attached}")
+    )
+    for volume in (blank, attached):
+        assert_in_order(volume, VOLUME)
+        assert volume.find("{*}snapshotId").text is None
+        # There when there is one.
+        assert volume.find("{*}tagSet") is None and volume.find("{*}kmsKeyId") is None
+        assert {"availabilityZoneId", "ownerId", "volumeArn", "operator"} <= set(children(volume))
+    assert children(blank.find("{*}attachmentSet")) == []
+    (attachment,) = attached.find("{*}attachmentSet")
+    assert_in_order(attachment, f"{ATTACHMENT} deleteOnTermination")
+    assert attachment.findtext("{*}attachTime").endswith(".000Z")
+    (snapshot,) = of_set(world.call(owner, "DescribeSnapshots", {"SnapshotId.1": "{snapshot}"}), "snapshotSet")
+    assert_in_order(snapshot, f"{SNAPSHOT} storageTier transferType")
+    assert snapshot.find("{*}description").text is None and snapshot.findtext("{*}progress") == "100%"
+    assert {"completionTime", "fullSnapshotSizeInBytes"} <= set(children(snapshot))
+    (status,) = of_set(world.call(owner, "DescribeVolumeStatus", {"VolumeId.1": "{free}"}), "volumeStatusSet")
+    assert {"actionsSet", "eventsSet", "volumeStatus", "availabilityZone", "availabilityZoneId"} <= set(children(status))
+    details = {detail.findtext("{*}name"): detail.findtext("{*}status") for detail in status.iterfind(".//{*}details/{*}item")}
+    assert details == {"io-enabled": "passed", "io-performance": "not-applicable"}
+    zones = of_set(world.call(owner, "DescribeAvailabilityZones", {}), "availabilityZoneInfo")
+    order = "zoneName zoneId zoneState regionName groupName optInStatus networkBorderGroup zoneType messageSet"
+    for zone in zones:
+        assert_in_order(zone, order)
+
+
+def test_what_is_made_is_answered_as_recorded(owner, world):
+    made = document(world.call(owner, "CreateVolume", ONE))
+    assert_in_order(made, f"requestId {VOLUME.replace('attachmentSet ?tagSet', 'tagSet')}")
+    assert not {"attachmentSet", "ownerId", "volumeArn", "operator"} & set(children(made))
+    assert (made.findtext("{*}status"), children(made.find("{*}tagSet"))) == ("creating", [])
+    assert made.findtext("{*}createTime").endswith(".000Z")
+    volume = {"VolumeId": made.findtext("{*}volumeId")}
+    until("available", lambda: b"<status>available</status>" in world.call(owner, "DescribeVolumes", {"VolumeId.1": volume["VolumeId"]}).body)
+
+    snapshot = document(world.call(owner, "CreateSnapshot", volume))
+    assert_in_order(snapshot, f"requestId {SNAPSHOT.replace('?', '')}")
+    assert snapshot.find("{*}progress").text is None and snapshot.findtext("{*}status") == "pending"
+    assert not {"storageTier", "transferType", "completionTime"} & set(children(snapshot))
+
+    attached = document(world.call(owner, "AttachVolume", volume | {"InstanceId": "{instance}", "Device": "/dev/sdq"}))
+    detached = document(world.call(owner, "DetachVolume", volume))
+    for answer, status in ((attached, "attaching"), (detached, "detaching")):
+        assert children(answer) == f"requestId {ATTACHMENT}".split() and answer.findtext("{*}status") == status
+
+    modified = document(world.call(owner, "ModifyVolume", volume | {"Size": "2"}))[1]
+    assert {"progress", "startTime", "originalSize", "targetSize"} <= set(children(modified))
+    assert not {"endTime", "statusMessage", "originalThroughput"} & set(children(modified))
+    assert (modified.findtext("{*}modificationState"), modified.findtext("{*}progress")) == ("modifying", "0")
+    assert modified.findtext("{*}startTime").endswith(".000Z")
+
+    document(world.call(owner, "DeleteSnapshot", {"SnapshotId": snapshot.findtext("{*}snapshotId")}))
+    until("deleted", lambda: world.call(owner, "DeleteVolume", volume).status == 200)
