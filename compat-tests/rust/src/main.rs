@@ -12,8 +12,8 @@ use aws_sdk_ec2::client::Waiters;
 use aws_sdk_ec2::config::{BehaviorVersion, Config, Credentials, Region};
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ec2::types::{
-    AttributeBooleanValue, Filter, ResourceType, SnapshotState, Tag, TagSpecification, VolumeAttachmentState, VolumeModificationState,
-    VolumeState, VolumeType,
+    AttributeBooleanValue, Filter, ResourceType, SnapshotState, Tag, TagSpecification, VolumeAttachmentState,
+    VolumeModificationState, VolumeState, VolumeType,
 };
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -37,7 +37,9 @@ async fn main() -> Result<()> {
     client.attach_volume().volume_id(&volume).instance_id(instance).device("/dev/sdr").send().await?;
     until("the volume to be attached", async || {
         let attachments = describe(&client, &volume).await?.attachments.unwrap_or_default();
-        Ok(attachments.iter().any(|a| a.state() == Some(&VolumeAttachmentState::Attached) && a.instance_id() == Some(instance)))
+        Ok(attachments
+            .iter()
+            .any(|a| a.state() == Some(&VolumeAttachmentState::Attached) && a.instance_id() == Some(instance)))
     })
     .await?;
     client.wait_until_volume_in_use().volume_ids(&volume).wait(PATIENCE).await?;
@@ -60,7 +62,12 @@ async fn main() -> Result<()> {
         client.delete_volume().volume_id(id).send().await?;
     }
     until("the volume to go", async || {
-        Ok(client.describe_volumes().volume_ids(&volume).send().await.is_err_and(|e| e.code() == Some("InvalidVolume.NotFound")))
+        Ok(client
+            .describe_volumes()
+            .volume_ids(&volume)
+            .send()
+            .await
+            .is_err_and(|e| e.code() == Some("InvalidVolume.NotFound")))
     })
     .await?;
     client.wait_until_volume_deleted().volume_ids(&volume).wait(PATIENCE).await?;
@@ -68,7 +75,8 @@ async fn main() -> Result<()> {
 }
 
 fn client() -> Result<Client> {
-    let key = Credentials::new(env::var("AWS_ACCESS_KEY_ID")?, env::var("AWS_SECRET_ACCESS_KEY")?, None, None, "environment");
+    let key =
+        Credentials::new(env::var("AWS_ACCESS_KEY_ID")?, env::var("AWS_SECRET_ACCESS_KEY")?, None, None, "environment");
     let config = Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::new("us-east-1"))
@@ -113,13 +121,17 @@ async fn describe(client: &Client, id: &str) -> Result<aws_sdk_ec2::types::Volum
 
 /// The SDK's waiter looks again after fifteen seconds at the earliest, so it is asked when there is nothing to wait for.
 async fn available(client: &Client, id: &str) -> Result<()> {
-    until("the volume to be available", async || Ok(describe(client, id).await?.state() == Some(&VolumeState::Available))).await?;
+    until("the volume to be available", async || {
+        Ok(describe(client, id).await?.state() == Some(&VolumeState::Available))
+    })
+    .await?;
     client.wait_until_volume_available().volume_ids(id).wait(PATIENCE).await?;
     Ok(())
 }
 
 async fn pages(client: &Client) -> Result<()> {
-    let mut pages = client.describe_volumes().filters(filter("tag:Name", "by Rust")).into_paginator().page_size(5).send();
+    let mut pages =
+        client.describe_volumes().filters(filter("tag:Name", "by Rust")).into_paginator().page_size(5).send();
     let mut lengths = Vec::new();
     while let Some(page) = pages.next().await {
         lengths.push(page?.volumes().len());
@@ -135,7 +147,11 @@ async fn refusals(client: &Client) -> Result<()> {
     refused("UnsupportedOperation", "DescribeVpcs", client.describe_vpcs().send().await)
 }
 
-fn refused<T, E: ProvideErrorMetadata, R>(code: &str, part: &str, answer: std::result::Result<T, SdkError<E, R>>) -> Result<()> {
+fn refused<T, E: ProvideErrorMetadata, R>(
+    code: &str,
+    part: &str,
+    answer: std::result::Result<T, SdkError<E, R>>,
+) -> Result<()> {
     let Err(error) = answer else { return Err(format!("{code} was expected").into()) };
     let found = (error.code().unwrap_or_default(), error.message().unwrap_or_default());
     check(found.0 == code && found.1.contains(part), &format!("refused with {code}, not {found:?}"))
@@ -155,7 +171,8 @@ async fn attributes(client: &Client, volume: &str) -> Result<()> {
 }
 
 async fn snapshot(client: &Client, volume: &str) -> Result<String> {
-    let made = client.create_snapshot().volume_id(volume).tag_specifications(named(ResourceType::Snapshot)).send().await?;
+    let made =
+        client.create_snapshot().volume_id(volume).tag_specifications(named(ResourceType::Snapshot)).send().await?;
     let id = made.snapshot_id().ok_or("no id")?.to_owned();
     until("the snapshot to be completed", async || {
         let answer = client.describe_snapshots().snapshot_ids(&id).send().await?;
@@ -169,7 +186,8 @@ async fn snapshot(client: &Client, volume: &str) -> Result<String> {
 async fn tags(client: &Client, resources: &[&str]) -> Result<()> {
     let ids = Some(resources.iter().map(|&id| id.to_owned()).collect::<Vec<_>>());
     client.create_tags().set_resources(ids.clone()).tags(tag("job", "a+b c%")).send().await?;
-    let found = client.describe_tags().filters(filter("key", "job")).into_paginator().items().send().try_collect().await?;
+    let found =
+        client.describe_tags().filters(filter("key", "job")).into_paginator().items().send().try_collect().await?;
     check(found.len() == 3 && found.iter().all(|t| t.value() == Some("a+b c%")), "three tags")?;
     client.delete_tags().set_resources(ids).tags(tag("job", "a+b c%")).send().await?;
     check(client.describe_tags().filters(filter("key", "job")).send().await?.tags().is_empty(), "no tags")
