@@ -177,7 +177,7 @@ impl Default for Quotas {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Workers {
-    /// The most workflows one gateway runs at once; 0 makes a gateway that only answers.
+    /// The most workflows one gateway runs at once of those that need the same nodes; 0 makes a gateway that only answers.
     pub concurrency: usize,
     /// Seconds a claimed workflow stays a worker's own without a sign of life.
     pub lease_s: u64,
