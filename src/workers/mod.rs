@@ -151,8 +151,7 @@ async fn claim(context: &Arc<Context>, lanes: &mut Lanes) -> db::Result<Claimed>
     let mut conn = context.pool.get().await?;
     let settings = &context.settings;
     let lease_s = i64::try_from(settings.lease_s).unwrap_or(i64::MAX);
-    let claimed =
-        db::workflows::claim(&mut conn, &context.owner, lease_s, settings.concurrency, &lanes.room()).await?;
+    let claimed = db::workflows::claim(&mut conn, &context.owner, lease_s, settings.concurrency, &lanes.room()).await?;
     let mut full = false;
     for row in claimed {
         let context = context.clone();

@@ -224,8 +224,12 @@ fn seen(context: &Context, observed: &Observed) -> Vec<nodes::Seen> {
         nodes::Seen { drivers, ..nothing }
     });
     let heard_of = |name: &String| {
-        [observed.storage.contains_key(name), observed.hypervisors.contains_key(name), observed.silent.contains_key(name)]
-            .contains(&true)
+        [
+            observed.storage.contains_key(name),
+            observed.hypervisors.contains_key(name),
+            observed.silent.contains_key(name),
+        ]
+        .contains(&true)
     };
     storage.chain(hypervisors).filter(|seen| heard_of(&seen.name)).collect()
 }
