@@ -171,6 +171,7 @@ diesel::table! {
         outcome -> Nullable<Text>,
         created_at -> Timestamptz,
         finished_at -> Nullable<Timestamptz>,
+        reason -> Nullable<Text>,
         lane -> Text,
     }
 }
@@ -204,6 +205,15 @@ diesel::table! {
 }
 
 diesel::table! {
+    gone (name) {
+        name -> Text,
+        volume_id -> Text,
+        node -> Text,
+        gone_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
     quotas (account_id) {
         account_id -> Text,
         volumes -> Nullable<Int8>,
@@ -223,6 +233,7 @@ diesel::allow_tables_to_appear_in_same_query!(
     access_keys,
     accounts,
     attachments,
+    gone,
     instances,
     nodes,
     quotas,

@@ -33,6 +33,7 @@ pub mod engine;
 mod lanes;
 pub mod modify_volume;
 pub mod nodes;
+pub mod operator;
 pub mod placement;
 pub mod repair_volume;
 pub mod sweeper;
