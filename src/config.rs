@@ -90,7 +90,10 @@ pub struct Server {
     pub read_timeout_s: u64,
     /// Seconds a connection may stay open between requests.
     pub idle_timeout_s: u64,
-    /// Seconds that requests in flight get to finish at SIGTERM.
+    /// Seconds for which a gateway serves on after SIGTERM while `/readyz` says that it will not for long: balancers need that
+    /// time to send their clients elsewhere.
+    pub drain_s: u64,
+    /// Seconds that requests in flight get to finish then.
     pub grace_s: u64,
 }
 
@@ -103,6 +106,7 @@ impl Default for Server {
             max_connections: 2048,
             read_timeout_s: 20,
             idle_timeout_s: 75,
+            drain_s: 0,
             grace_s: 20,
         }
     }
@@ -177,7 +181,7 @@ impl Default for Quotas {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Workers {
-    /// The most workflows one gateway runs at once; 0 makes a gateway that only answers.
+    /// The most workflows one gateway runs at once of those that need the same nodes; 0 makes a gateway that only answers.
     pub concurrency: usize,
     /// Seconds a claimed workflow stays a worker's own without a sign of life.
     pub lease_s: u64,

@@ -4,15 +4,22 @@
 //! meanwhile shows as a live workflow, and is left alone. Nothing here touches a node: a repair runs as a workflow of its
 //! volume, in order with the others, and looks again.
 //!
+//! A node that does not answer holds up nothing of the others: what it says late is compared in the round after.
+//!
 //! A disk or a log-in that no attachment has is taken back only if its target's name was made for an attachment of ours that is
 //! over. Another name, however much it looks like one of ours, may be that of another vbs with the same nodes.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::DateTime;
 use diesel_async::AsyncConnection;
+use futures_util::FutureExt;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::repair_volume::{self, Leftover};
@@ -20,12 +27,14 @@ use super::{Context, detach_volume, engine};
 use crate::db::attachments::Located;
 use crate::db::instances::Instance;
 use crate::db::{self, attachments, gone, instances, nodes, volumes, workflows};
-use crate::delegate::{MachineRef, ObservedExport, ObservedMachine, StorageObservation, VmmObservation};
+use crate::delegate::{DelegateError, MachineRef, ObservedExport, ObservedMachine, StorageObservation, VmmObservation};
 use crate::ids::{InstanceId, VolumeId};
 use crate::state::InstanceState;
 
 /// The longest a node may take to report.
 const OBSERVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// The longest that a round waits for nodes; what they report later is for the next one.
+const ROUND_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How often finished things are forgotten, in rounds.
 const PURGE_EVERY: u64 = 100;
@@ -34,9 +43,11 @@ const PURGE_EVERY: u64 = 100;
 pub(super) async fn run(context: Arc<Context>) {
     let mut beat = tokio::time::interval(Duration::from_secs(context.settings.sweep_s.max(1)));
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut asked = Asked::default();
     for round in 0.. {
         beat.tick().await;
-        if let Err(error) = sweep(&context).await {
+        let observed = observe(&context, &mut asked, ROUND_PATIENCE).await;
+        if let Err(error) = compare(&context, &observed).await {
             warn!(%error, "a sweep failed");
         }
         if round % PURGE_EVERY == 0
@@ -55,13 +66,62 @@ struct Observed {
     silent: BTreeMap<String, String>,
 }
 
-/// One round.
+/// What the nodes are asked, over one round and the next: each node once at a time.
+#[derive(Default)]
+struct Asked {
+    storage: Asking<StorageObservation>,
+    hypervisors: Asking<VmmObservation>,
+}
+
+/// Nodes of one kind that are being asked.
+struct Asking<T> {
+    nodes: BTreeSet<String>,
+    running: JoinSet<(String, Report<T>)>,
+}
+
+impl<T> Default for Asking<T> {
+    fn default() -> Self {
+        Self { nodes: BTreeSet::new(), running: JoinSet::new() }
+    }
+}
+
+type Report<T> = Result<crate::delegate::Result<T>, tokio::time::error::Elapsed>;
+
+impl<T: Send + 'static> Asking<T> {
+    /// Asks a node, unless it is being asked.
+    fn ask(&mut self, node: &str, observe: impl Future<Output = crate::delegate::Result<T>> + Send + 'static) {
+        if self.nodes.insert(node.to_owned()) {
+            let node = node.to_owned();
+            self.running.spawn(async move {
+                let report = AssertUnwindSafe(tokio::time::timeout(OBSERVE_TIMEOUT, observe)).catch_unwind().await;
+                (node, report.unwrap_or_else(|_| Ok(Err(DelegateError::retry("the delegate stopped in its work")))))
+            });
+        }
+    }
+
+    /// What is reported until then.
+    async fn reports(&mut self, until: Instant) -> Vec<(String, Report<T>)> {
+        let mut reports = Vec::new();
+        while let Ok(Some(Ok((node, report)))) = tokio::time::timeout_at(until, self.running.join_next()).await {
+            self.nodes.remove(&node);
+            reports.push((node, report));
+        }
+        reports
+    }
+}
+
+/// One round, in which every node is waited for.
 pub async fn sweep(context: &Context) -> db::Result<()> {
-    let observed = observe(context).await;
+    let observed = observe(context, &mut Asked::default(), OBSERVE_TIMEOUT * 2).await;
+    compare(context, &observed).await
+}
+
+/// Compares what the nodes reported with the rows.
+async fn compare(context: &Context, observed: &Observed) -> db::Result<()> {
     let mut conn = context.pool.get().await?;
     let every_s = i32::try_from(context.settings.sweep_s).unwrap_or(i32::MAX);
     // As with machines, below: what one node reports must not keep the others from being mended.
-    if let Err(error) = nodes::record(&mut conn, &seen(context, &observed), every_s).await {
+    if let Err(error) = nodes::record(&mut conn, &seen(context, observed), every_s).await {
         warn!(%error, "what the nodes reported could not be recorded");
     }
     for (node, report) in &observed.hypervisors {
@@ -80,8 +140,8 @@ pub async fn sweep(context: &Context) -> db::Result<()> {
     let wanted = attachments::live_among(&mut conn, &iqns).await?;
     let unwanted = exports.iter().filter(|export| !wanted.contains(&export.iqn));
     let unwanted = unwanted.map(|export| export.volume.clone()).collect();
-    let leftovers = leftovers(&mut conn, &attached, &observed).await?;
-    let mut repairs = plan(&attached, &observed, unwanted);
+    let leftovers = leftovers(&mut conn, &attached, observed).await?;
+    let mut repairs = plan(&attached, observed, unwanted);
     repairs.extend(leftovers.keys().cloned());
     for volume in repairs {
         // A volume that is gone may still have left a disk somewhere.
@@ -99,47 +159,43 @@ pub async fn sweep(context: &Context) -> db::Result<()> {
     Ok(())
 }
 
-/// Asks every node at once; one that is away holds up nobody for longer than the time-out.
-async fn observe(context: &Context) -> Observed {
-    let storage = context
-        .nodes
-        .volume
-        .iter()
-        .map(async |(name, node)| (name, tokio::time::timeout(OBSERVE_TIMEOUT, node.delegate.observe()).await));
-    let hypervisors = context
-        .nodes
-        .vmm
-        .iter()
-        .map(async |(name, node)| (name, tokio::time::timeout(OBSERVE_TIMEOUT, node.delegate.observe()).await));
-    let (storage, hypervisors) =
-        tokio::join!(futures_util::future::join_all(storage), futures_util::future::join_all(hypervisors));
+/// Asks every node at once, and waits so long at most for what they report.
+async fn observe(context: &Context, asked: &mut Asked, patience: Duration) -> Observed {
+    for (name, node) in &context.nodes.volume {
+        let delegate = Arc::clone(&node.delegate);
+        asked.storage.ask(name, async move { delegate.observe().await });
+    }
+    for (name, node) in &context.nodes.vmm {
+        let delegate = Arc::clone(&node.delegate);
+        asked.hypervisors.ask(name, async move { delegate.observe().await });
+    }
+    let until = Instant::now() + patience;
+    let (storage, hypervisors) = tokio::join!(asked.storage.reports(until), asked.hypervisors.reports(until));
     let mut observed = Observed::default();
     observed.storage = sort_out(storage, &mut observed.silent);
     observed.hypervisors = sort_out(hypervisors, &mut observed.silent);
     observed
 }
 
-type Report<T> = Result<crate::delegate::Result<T>, tokio::time::error::Elapsed>;
-
 /// Those that reported; why the others did not goes to `silent`.
-fn sort_out<T>(reports: Vec<(&String, Report<T>)>, silent: &mut BTreeMap<String, String>) -> BTreeMap<String, T> {
+fn sort_out<T>(reports: Vec<(String, Report<T>)>, silent: &mut BTreeMap<String, String>) -> BTreeMap<String, T> {
     let mut reported = BTreeMap::new();
     for (name, report) in reports {
         let error = match report {
             Ok(Ok(report)) => {
-                reported.insert(name.clone(), report);
+                reported.insert(name, report);
                 continue;
             }
             Ok(Err(error)) => engine::legible(&error.message),
             Err(_) => format!("no answer within {} s", OBSERVE_TIMEOUT.as_secs()),
         };
         warn!(node = name, error, "does not report");
-        silent.insert(name.clone(), error);
+        silent.insert(name, error);
     }
     reported
 }
 
-/// What is recorded of the nodes.
+/// What is recorded of the nodes that have reported, or have not in time.
 fn seen(context: &Context, observed: &Observed) -> Vec<nodes::Seen> {
     let drivers = |names: &[String]| engine::legible(&names.join(", "));
     let bytes = |bytes: u64| Some(i64::try_from(bytes).unwrap_or(i64::MAX));
@@ -168,7 +224,15 @@ fn seen(context: &Context, observed: &Observed) -> Vec<nodes::Seen> {
         let drivers = observed.hypervisors.get(name).map(|report| drivers(&report.drivers)).unwrap_or_default();
         nodes::Seen { drivers, ..nothing }
     });
-    storage.chain(hypervisors).collect()
+    let heard_of = |name: &String| {
+        [
+            observed.storage.contains_key(name),
+            observed.hypervisors.contains_key(name),
+            observed.silent.contains_key(name),
+        ]
+        .contains(&true)
+    };
+    storage.chain(hypervisors).filter(|seen| heard_of(&seen.name)).collect()
 }
 
 /// The disks and log-ins that hypervisor nodes have of attachments which are over, by volume.
