@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod cloud;
+pub mod example;
 pub mod iet;
 pub mod kernel;
 pub mod postgres;
