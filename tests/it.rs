@@ -46,6 +46,8 @@ mod monitor_faults;
 mod node_to_node;
 #[path = "it/nodes.rs"]
 mod nodes;
+#[path = "it/operator.rs"]
+mod operator;
 #[path = "it/repairs.rs"]
 mod repairs;
 #[path = "it/secrets.rs"]
