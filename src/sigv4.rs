@@ -159,6 +159,15 @@ impl Presented<'_> {
         }
     }
 
+    /// When it was signed and the signature's bytes, which tell it from every other request: of `SigV4` in the header alone, which
+    /// is good for [`CLOCK_WINDOW`] either way and no longer.
+    pub fn once(&self) -> Option<(DateTime<Utc>, [u8; 32])> {
+        match &self.scheme {
+            Scheme::V4(claim) => claim.once(),
+            Scheme::V2(_) => None,
+        }
+    }
+
     /// Makes the key that verifies this signature.
     pub fn signing_key(&self, secret: &str) -> SigningKey {
         match &self.scheme {

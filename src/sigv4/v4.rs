@@ -174,6 +174,10 @@ impl Claim<'_> {
         &self.credential[self.scope_at..]
     }
 
+    pub(super) fn once(&self) -> Option<(DateTime<Utc>, [u8; 32])> {
+        self.presigned.is_none().then_some((self.time, self.signature))
+    }
+
     pub(super) fn signing_key(&self, secret: &str) -> SigningKey {
         let mut parts = self.scope().split('/');
         let mut part = || parts.next().unwrap_or_default();
