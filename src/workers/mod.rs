@@ -32,6 +32,7 @@ pub mod detach_volume;
 pub mod engine;
 pub mod modify_volume;
 pub mod nodes;
+pub mod operator;
 pub mod placement;
 pub mod repair_volume;
 pub mod sweeper;
