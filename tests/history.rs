@@ -58,7 +58,11 @@ async fn what_random_clients_see_is_what_is_promised() {
     let left = finale::delete_all(&world).await;
     let calls = events.iter().filter(|event| matches!(event.what, What::Called(..))).count();
     println!("{}", report::summary(&events));
-    let wrong = [report::of(&events, seed), left].into_iter().flatten().collect::<Vec<_>>().join("\n");
+    let wrong = [report::of(&events, seed), left, world.said_what_none_may()]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+        .join("\n");
     if !wrong.is_empty() {
         let logs = Arc::into_inner(world).map(World::keep_logs);
         panic!("{wrong}\nthe gateways' logs: {logs:?}");

@@ -31,16 +31,6 @@ pub async fn look(world: &Arc<World>, groups: &[Things]) {
         }
     }
     let mut conn = world.pool.get().await.unwrap();
-    let all = db::workflows::list(&mut conn, true, 100_000).await.unwrap();
-    #[allow(clippy::all)] let mut dbg: std::collections::BTreeMap<String, (u32, i64)> = Default::default();
-    for w in all { let e = dbg.entry(format!("{} {:?}", w.kind, w.outcome)).or_default(); e.0 += 1; e.1 = e.1.max(w.lease_generation); }
-    println!("{dbg:#?}");
-    #[derive(diesel::QueryableByName, Debug)]
-    struct Row { #[diesel(sql_type = diesel::sql_types::Text)] what: String, #[diesel(sql_type = diesel::sql_types::BigInt)] n: i64 }
-    let rows: Vec<Row> = diesel::sql_query("SELECT w.kind || ' ' || e.step || ' ' || e.event || ' ' || left(regexp_replace(e.detail, '[0-9a-f]{6,}', 'X', 'g'), 90) AS what, count(*) AS n FROM workflow_events e JOIN workflows w ON w.id = e.workflow_id GROUP BY 1 ORDER BY 2 DESC LIMIT 40").load(&mut conn).await.unwrap();
-    for r in rows { println!("{:>5} {}", r.n, r.what); }
-    let rows: Vec<Row> = diesel::sql_query("SELECT kind AS what, count(*) AS n FROM workflows WHERE attempts > 0 GROUP BY 1").load(&mut conn).await.unwrap();
-    println!("{rows:?}");
     let failed = schema::volumes::table.filter(schema::volumes::state_reason.is_not_null());
     let failed: Vec<String> = failed.select(schema::volumes::id).load(&mut conn).await.unwrap();
     for volume in failed {
@@ -60,7 +50,7 @@ pub async fn delete_all(world: &Arc<World>) -> Option<String> {
             break;
         }
         if begun.elapsed() > PATIENCE {
-            let live = db::workflows::list(&mut *world.pool.get().await.unwrap(), false, 20).await.unwrap();
+            let live = db::workflows::list(&mut world.pool.get().await.unwrap(), false, 20).await.unwrap();
             return Some(format!("still there: {volumes:?} {snapshots:?}; the workflows are {live:#?}"));
         }
         for (volume, instance) in live_attachments(world).await {

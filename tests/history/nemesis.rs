@@ -67,7 +67,7 @@ fn disturbance(rng: &mut StdRng) -> Disturbance {
     let gateway = rng.random_range(0..GATEWAYS);
     match rng.random_range(0..20) {
         0..4 => Disturbance::Kill { gateway, away: millis(rng, 0, 3000), elsewhere: rng.random() },
-        4..7 => Disturbance::Pause { gateway, time: millis(rng, 500, 6000) },
+        4..7 => Disturbance::Pause { gateway, time: millis(rng, 500, 9000) },
         7..10 => Disturbance::Cut { gateway, time: millis(rng, 0, 2000) },
         10..12 => Disturbance::Stall { gateway, time: millis(rng, 500, 4000) },
         12 => Disturbance::CutAll { time: millis(rng, 0, 1000) },

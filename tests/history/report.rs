@@ -1,10 +1,14 @@
 //! What a failure prints: the seed, what is wrong, and a minimal history of each.
 
 use crate::checker::{self, Property, Violation};
-use crate::record::{Event, Outcome, What};
+use crate::record::{Event, Outcome, Time, What};
 
 /// How many violations are shown with their histories.
 const SHOWN: usize = 5;
+/// How many of the disturbances meanwhile are shown with each.
+const MOST_DISTURBANCES: usize = 20;
+/// How long before the first event of a history they are of interest, in microseconds.
+const BEFORE: Time = 5_000_000;
 
 /// Says what is wrong with a history; `None` when nothing is.
 pub fn of(events: &[Event], seed: u64) -> Option<String> {
@@ -21,8 +25,19 @@ pub fn of(events: &[Event], seed: u64) -> Option<String> {
 
 fn one(property: &Property, violation: &Violation, events: &[Event]) -> String {
     let minimal = checker::shrink(property, violation, events);
-    let lines: Vec<String> = minimal.iter().map(ToString::to_string).collect();
-    format!("\nNOT TRUE: {}\n{}\na minimal history, in seconds:\n{}", property.name, violation.why, lines.join("\n"))
+    let lines = |events: &[&Event]| events.iter().map(|event| format!("  {event}")).collect::<Vec<_>>().join("\n");
+    let (from, until) = (minimal.first().map_or(0, |e| e.begun), minimal.last().map_or(0, |e| e.begun));
+    let meanwhile = |event: &&Event| {
+        matches!(event.what, What::Disturbed(_)) && event.begun <= until && event.ended.saturating_add(BEFORE) >= from
+    };
+    let meanwhile: Vec<&Event> = events.iter().filter(meanwhile).take(MOST_DISTURBANCES).collect();
+    format!(
+        "\nNOT TRUE: {}\n{}\na minimal history, in seconds:\n{}\nwhat was done to it meanwhile:\n{}",
+        property.name,
+        violation.why,
+        lines(&minimal.iter().collect::<Vec<_>>()),
+        lines(&meanwhile),
+    )
 }
 
 /// How much happened.
@@ -34,16 +49,6 @@ pub fn summary(events: &[Event]) -> String {
     let writes = count(|what| matches!(what, What::Wrote { .. }));
     let looks = count(|what| matches!(what, What::Held { .. }));
     let effects = count(|what| matches!(what, What::Did(_)));
-    let mut dbg: std::collections::BTreeMap<String, u32> = Default::default();
-    for event in events {
-        if let What::Called(action, outcome) = &event.what {
-            let o = match outcome { Outcome::Refused(w) | Outcome::Unknown(w) => w.clone(), _ => "ok".into() };
-            let a = format!("{action:?}");
-            *dbg.entry(format!("{} {o}", a.split(' ').next().unwrap())).or_default() += 1;
-        }
-        if let What::Did(e) = &event.what { *dbg.entry(format!("{} {}", e.verb, e.succeeded)).or_default() += 1; }
-    }
-    println!("{dbg:#?}");
     let disturbances = count(|what| matches!(what, What::Disturbed(_)));
     format!(
         "{calls} calls ({refused} refused, {unknown} without an answer), {writes} writes, {looks} looks at bytes, {effects} \

@@ -207,6 +207,16 @@ impl World {
         }
     }
 
+    /// What no gateway may ever say, when one has said it.
+    pub fn said_what_none_may(&self) -> Option<String> {
+        let logs = std::fs::read_dir(self.dir.path()).unwrap().map(|entry| entry.unwrap().path());
+        logs.filter(|path| path.extension().is_some_and(|extension| extension == "log")).find_map(|path| {
+            let log = std::fs::read_to_string(path).unwrap();
+            let never = |line: &&str| ["panicked", "deadlock detected"].iter().any(|words| line.contains(words));
+            log.lines().find(never).map(str::to_owned)
+        })
+    }
+
     /// Keeps the logs of the gateways for whoever looks into what went wrong.
     pub fn keep_logs(self) -> PathBuf {
         self.dir.keep()
@@ -219,7 +229,7 @@ fn configuration(url: &str, port: u16, nodes: &str) -> String {
     format!(
         "region = 'us-east-1'\nzones = ['{}', '{}']\nmaster_key = {{ file = '{master_key}' }}\n\
          database = {{ url = '{url}', pool = 16 }}\n\
-         workers = {{ lease_s = 3, poll_s = 1, sweep_s = 1, step_deadline_s = 10 }}\n\
+         workers = {{ concurrency = 16, lease_s = 6, poll_s = 1, sweep_s = 2, step_deadline_s = 10 }}\n\
          [gateway.server]\nlisten = '127.0.0.1:{port}'\ngrace_s = 2\n{nodes}",
         ZONES[0], ZONES[1],
     )

@@ -46,11 +46,7 @@ pub fn is_alive(state: VolumeState) -> bool {
 }
 
 /// Finds two of which the first was over before the second began.
-pub fn find_pair<'a, T>(
-    all: &'a [T],
-    event: impl Fn(&T) -> &Event,
-    wrong: impl Fn(&T, &T) -> bool,
-) -> Option<(&'a T, &'a T)> {
+pub fn find_pair<T>(all: &[T], event: impl Fn(&T) -> &Event, wrong: impl Fn(&T, &T) -> bool) -> Option<(&T, &T)> {
     all.iter().find_map(|later| {
         let earlier = |earlier: &&T| event(earlier).is_before(event(later)) && wrong(earlier, later);
         all.iter().find(earlier).map(|earlier| (earlier, later))
