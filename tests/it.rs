@@ -36,6 +36,8 @@ mod delegate_contract;
 mod dev;
 #[path = "it/docs.rs"]
 mod docs;
+#[path = "it/faults/mod.rs"]
+mod faults;
 #[path = "it/layers.rs"]
 mod layers;
 #[path = "it/master_key.rs"]

@@ -42,6 +42,7 @@ pub async fn enqueue(conn: &mut Conn, attachment: Uuid, volume: &VolumeId) -> db
 }
 
 impl Workflow for AttachVolume {
+    const KIND: &str = KIND;
     type Step = Step;
     const STEPS: &'static [Step] = &[Step::Export, Step::Connect, Step::Attach];
     const ON_FAILURE: OnFailure = OnFailure::TurnBack;

@@ -34,6 +34,7 @@ pub async fn enqueue(conn: &mut Conn, snapshot: &SnapshotId) -> db::Result<()> {
 }
 
 impl Workflow for CopySnapshot {
+    const KIND: &str = KIND;
     type Step = Step;
     const STEPS: &'static [Step] = &[Step::Copy];
     const ON_FAILURE: OnFailure = OnFailure::TurnBack;

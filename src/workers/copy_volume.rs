@@ -54,6 +54,7 @@ impl CopyVolume {
 }
 
 impl Workflow for CopyVolume {
+    const KIND: &str = KIND;
     type Step = Step;
     const STEPS: &'static [Step] = &[Step::Cut, Step::Copy, Step::Restore, Step::Drop];
     const ON_FAILURE: OnFailure = OnFailure::TurnBack;

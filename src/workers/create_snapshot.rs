@@ -56,6 +56,7 @@ impl CreateSnapshot {
 }
 
 impl Workflow for CreateSnapshot {
+    const KIND: &str = KIND;
     type Step = Step;
     const STEPS: &'static [Step] = &[Step::Cut, Step::Copy];
     const ON_FAILURE: OnFailure = OnFailure::TurnBack;

@@ -64,6 +64,7 @@ struct Member<'a> {
 }
 
 impl Workflow for CreateSnapshots {
+    const KIND: &str = KIND;
     type Step = Step;
     const STEPS: &'static [Step] = &[Step::Cut];
     const ON_FAILURE: OnFailure = OnFailure::TurnBack;

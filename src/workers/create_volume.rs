@@ -35,6 +35,7 @@ pub fn workflow(volume: &VolumeId) -> (&'static str, serde_json::Value) {
 }
 
 impl Workflow for CreateVolume {
+    const KIND: &str = KIND;
     type Step = Step;
     const STEPS: &'static [Step] = &[Step::Make];
     const ON_FAILURE: OnFailure = OnFailure::TurnBack;

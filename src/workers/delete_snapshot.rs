@@ -41,6 +41,7 @@ pub async fn start(conn: &mut Conn, snapshot: &SnapshotId, volume: &VolumeId) ->
 }
 
 impl Workflow for DeleteSnapshot {
+    const KIND: &str = KIND;
     type Step = Step;
     const STEPS: &'static [Step] = &[Step::Remove];
     const ON_FAILURE: OnFailure = OnFailure::KeepTrying;

@@ -41,6 +41,7 @@ pub async fn start(conn: &mut Conn, volume: &VolumeId) -> db::Result<bool> {
 }
 
 impl Workflow for DeleteVolume {
+    const KIND: &str = KIND;
     type Step = Step;
     const STEPS: &'static [Step] = &[Step::Remove];
     const ON_FAILURE: OnFailure = OnFailure::KeepTrying;

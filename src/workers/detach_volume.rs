@@ -48,6 +48,7 @@ pub async fn start(conn: &mut Conn, attachment: Uuid, volume: &VolumeId, force: 
 }
 
 impl Workflow for DetachVolume {
+    const KIND: &str = KIND;
     type Step = Step;
     const STEPS: &'static [Step] = &[Step::Detach, Step::Disconnect, Step::Unexport];
     const ON_FAILURE: OnFailure = OnFailure::KeepTrying;

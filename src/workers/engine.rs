@@ -12,6 +12,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use diesel_async::AsyncConnection;
+use futures_util::future::BoxFuture;
 use tracing::{Instrument, info, info_span, warn};
 
 use super::{
@@ -38,6 +39,8 @@ const LONGEST_REASON: usize = 2_000;
 
 /// What a workflow is: one file a kind implements it.
 pub(super) trait Workflow: Send + Sync {
+    /// What its rows say that they are: the name of its file.
+    const KIND: &'static str;
     /// The steps, in order.
     type Step: Copy + std::fmt::Debug + Send + Sync + 'static;
     /// See [`Self::Step`].
@@ -129,25 +132,72 @@ impl From<db::Error> for StepError {
     }
 }
 
+/// A kind of workflow that this program can run.
+struct Kind {
+    name: &'static str,
+    steps: fn() -> Vec<String>,
+    on_failure: OnFailure,
+    begin: for<'a> fn(&'a Context, &'a Row) -> BoxFuture<'a, db::Result<Held>>,
+}
+
+impl Kind {
+    const fn of<W: Workflow + serde::de::DeserializeOwned + 'static>() -> Self {
+        Self {
+            name: W::KIND,
+            steps: || W::STEPS.iter().map(|step| format!("{step:?}")).collect(),
+            on_failure: W::ON_FAILURE,
+            begin: |context, row| Box::pin(begin::<W>(context, row)),
+        }
+    }
+}
+
+/// All there are.
+const KINDS: &[Kind] = &[
+    Kind::of::<create_volume::CreateVolume>(),
+    Kind::of::<delete_volume::DeleteVolume>(),
+    Kind::of::<modify_volume::ModifyVolume>(),
+    Kind::of::<attach_volume::AttachVolume>(),
+    Kind::of::<detach_volume::DetachVolume>(),
+    Kind::of::<create_snapshot::CreateSnapshot>(),
+    Kind::of::<create_snapshots::CreateSnapshots>(),
+    Kind::of::<copy_snapshot::CopySnapshot>(),
+    Kind::of::<copy_volume::CopyVolume>(),
+    Kind::of::<delete_snapshot::DeleteSnapshot>(),
+    Kind::of::<repair_volume::RepairVolume>(),
+];
+
+/// A kind of workflow, as tests enumerate them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Described {
+    /// What its rows say that they are.
+    pub kind: &'static str,
+    /// The names of its steps, in order.
+    pub steps: Vec<String>,
+    /// Whether its steps are undone when one fails for good; else it is tried for ever.
+    pub turns_back: bool,
+}
+
+/// Every kind of workflow that the workers run: what a test of all of them must go through.
+pub fn catalogue() -> Vec<Described> {
+    let describe = |kind: &Kind| Described {
+        kind: kind.name,
+        steps: (kind.steps)(),
+        turns_back: kind.on_failure == OnFailure::TurnBack,
+    };
+    KINDS.iter().map(describe).collect()
+}
+
 /// Runs a claimed workflow as far as it goes. Never fails: what goes wrong is written to the workflow's row, and what cannot
 /// be written is left to the lease to run out.
 pub(super) async fn drive(context: &Context, row: Row) {
     let span =
         info_span!("workflow", id = row.id, kind = %row.kind, key = %row.lock_key, generation = row.lease_generation);
     async {
-        let driven = match row.kind.as_str() {
-            "create_volume" => begin::<create_volume::CreateVolume>(context, &row).await,
-            "delete_volume" => begin::<delete_volume::DeleteVolume>(context, &row).await,
-            "modify_volume" => begin::<modify_volume::ModifyVolume>(context, &row).await,
-            "attach_volume" => begin::<attach_volume::AttachVolume>(context, &row).await,
-            "detach_volume" => begin::<detach_volume::DetachVolume>(context, &row).await,
-            "create_snapshot" => begin::<create_snapshot::CreateSnapshot>(context, &row).await,
-            "copy_snapshot" => begin::<copy_snapshot::CopySnapshot>(context, &row).await,
-            "copy_volume" => begin::<copy_volume::CopyVolume>(context, &row).await,
-            "create_snapshots" => begin::<create_snapshots::CreateSnapshots>(context, &row).await,
-            "delete_snapshot" => begin::<delete_snapshot::DeleteSnapshot>(context, &row).await,
-            "repair_volume" => begin::<repair_volume::RepairVolume>(context, &row).await,
-            kind => give_up_for_now(context, &row, &format!("this program knows no workflow {kind}")).await,
+        let driven = match KINDS.iter().find(|kind| kind.name == row.kind) {
+            Some(kind) => (kind.begin)(context, &row).await,
+            None => {
+                give_up_for_now(context, &row, &format!("this program knows no workflow {}", row.kind)).await
+            }
         };
         match driven {
             Ok(Held::Mine) => {}

@@ -36,6 +36,7 @@ pub mod placement;
 pub mod repair_volume;
 pub mod sweeper;
 
+pub use engine::catalogue;
 pub use nodes::Nodes;
 pub use placement::Placement;
 

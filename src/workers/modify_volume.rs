@@ -120,6 +120,7 @@ fn size_bytes(row: &Modification) -> u64 {
 }
 
 impl Workflow for ModifyVolume {
+    const KIND: &str = KIND;
     type Step = Step;
     const STEPS: &'static [Step] = &[Step::Grow, Step::Show];
     const ON_FAILURE: OnFailure = OnFailure::TurnBack;

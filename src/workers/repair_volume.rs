@@ -48,6 +48,7 @@ pub(super) async fn enqueue(conn: &mut Conn, volume: &VolumeId, leftovers: &[Lef
 }
 
 impl Workflow for RepairVolume {
+    const KIND: &str = KIND;
     type Step = Step;
     const STEPS: &'static [Step] = &[Step::Mend];
     const ON_FAILURE: OnFailure = OnFailure::TurnBack;

@@ -377,7 +377,7 @@ pub fn serve(service: impl Handler, key: &SecretSource, config: config::Server) 
     tokio::spawn(async move {
         server::serve(&config, listener, Arc::new(service), std::future::pending()).await.unwrap();
     });
-    config::Remote { url, key: key.clone(), ca }
+    config::Remote { ca, ..config::Remote::new(url, key.clone()) }
 }
 
 async fn a_snapshot_that_overflowed_is_lost_for_good(cloud: &SimCloud, storage: &dyn VolumeDelegate) {
@@ -417,7 +417,7 @@ async fn the_simulation_over_http_keeps_the_contract() {
     let stranger = Client::new("storage-2", &vmm).unwrap();
     let refused = VmmDelegate::observe(&stranger).await.unwrap_err();
     assert_eq!(refused.kind, ErrorKind::Retry, "{refused}");
-    let gone = config::Remote { url: "http://127.0.0.1:1".into(), key, ca: None };
+    let gone = config::Remote::new("http://127.0.0.1:1".into(), key);
     let refused = VmmDelegate::observe(&Client::new("vmm-1", &gone).unwrap()).await.unwrap_err();
     assert_eq!(refused.kind, ErrorKind::Retry, "{refused}");
 }
@@ -467,7 +467,7 @@ async fn a_node_that_was_restarted_or_says_nonsense_is_worth_another_try() {
             stream.write_all(text.as_bytes()).unwrap();
         }
     });
-    let client = Client::new("storage-1", &config::Remote { url, key, ca: None }).unwrap();
+    let client = Client::new("storage-1", &config::Remote::new(url, key)).unwrap();
     for _ in 0..2 {
         client.snapshot_method().await.expect("the second time over a new connection");
     }
