@@ -46,6 +46,8 @@ mod master_key;
 mod node_to_node;
 #[path = "it/nodes.rs"]
 mod nodes;
+#[path = "it/operator.rs"]
+mod operator;
 #[path = "it/repairs.rs"]
 mod repairs;
 #[path = "it/snapshot_copies.rs"]

@@ -281,6 +281,16 @@ pub async fn set_force(conn: &mut Conn, id: Uuid) -> Result<bool> {
     Ok(rows == 1)
 }
 
+/// Takes the detach of an attachment back, which is `attached` again; tells whether it was being detached.
+pub async fn call_off_detach(conn: &mut Conn, id: Uuid) -> Result<bool> {
+    let under_way = [AttachmentState::Detaching, AttachmentState::Busy];
+    let rows = diesel::update(attachments::table.find(id).filter(attachments::state.eq_any(under_way)))
+        .set((attachments::state.eq(AttachmentState::Attached), attachments::force.eq(false)))
+        .execute(conn)
+        .await?;
+    Ok(rows == 1)
+}
+
 /// Records that an attachment is over, and why, when it never came about.
 pub async fn set_detached(conn: &mut Conn, id: Uuid, reason: Option<&str>) -> Result<()> {
     diesel::update(attachments::table.find(id))

@@ -19,6 +19,7 @@ pub mod describe_tags;
 pub mod describe_volume_status;
 pub mod describe_volumes;
 pub mod gather;
+pub mod gone;
 pub mod instances;
 pub mod modifications;
 pub mod nodes;

@@ -171,6 +171,7 @@ diesel::table! {
         outcome -> Nullable<Text>,
         created_at -> Timestamptz,
         finished_at -> Nullable<Timestamptz>,
+        reason -> Nullable<Text>,
     }
 }
 
@@ -203,6 +204,15 @@ diesel::table! {
 }
 
 diesel::table! {
+    gone (name) {
+        name -> Text,
+        volume_id -> Text,
+        node -> Text,
+        gone_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
     quotas (account_id) {
         account_id -> Text,
         volumes -> Nullable<Int8>,
@@ -222,6 +232,7 @@ diesel::allow_tables_to_appear_in_same_query!(
     access_keys,
     accounts,
     attachments,
+    gone,
     instances,
     nodes,
     quotas,

@@ -2,10 +2,12 @@
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
+use diesel::sql_types::BigInt;
 use diesel_async::RunQueryDsl;
 use uuid::Uuid;
 
 use super::schema::snapshots;
+use super::statement::Statement;
 use super::{Conn, Result, snapshot_permissions, tags};
 use crate::ids::{SnapshotId, VolumeId};
 use crate::state::SnapshotState;
@@ -196,6 +198,19 @@ pub async fn set_error(conn: &mut Conn, id: &SnapshotId, reason: &str) -> Result
     Ok(())
 }
 
+/// Records that the deletion of a snapshot was given up. What is left of it nobody may read any more, but it can be deleted again.
+pub async fn set_not_deleted(conn: &mut Conn, id: &SnapshotId, reason: &str) -> Result<()> {
+    diesel::update(snapshots::table.find(id))
+        .set((
+            snapshots::state.eq(SnapshotState::Error),
+            snapshots::state_reason.eq(reason),
+            snapshots::status_message.eq("The snapshot could not be deleted."),
+        ))
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
 /// Marks a snapshot as being deleted; tells whether it was not yet. From then on nobody sees it any more, nor its tags.
 pub async fn set_deleting(conn: &mut Conn, id: &SnapshotId) -> Result<bool> {
     let rows = diesel::update(snapshots::table.find(id).filter(snapshots::state.ne(SnapshotState::Deleting)))
@@ -206,8 +221,14 @@ pub async fn set_deleting(conn: &mut Conn, id: &SnapshotId) -> Result<bool> {
     Ok(rows == 1)
 }
 
-/// Forgets a snapshot that is gone from its node.
+/// Forgets a snapshot that is gone from its node, but for its name ([`super::gone`]).
 pub async fn delete(conn: &mut Conn, id: &SnapshotId) -> Result<()> {
-    diesel::delete(snapshots::table.find(id)).execute(conn).await?;
+    let statement: Statement<BigInt> =
+        Statement::new("WITH ended AS (DELETE FROM snapshots WHERE id = ").text(id.as_str()).sql(
+            " RETURNING id, volume_id, node), kept AS (INSERT INTO gone (name, volume_id, node) \
+             SELECT id, volume_id, node FROM ended ON CONFLICT (name) DO UPDATE SET gone_at = now()) \
+             SELECT count(*) FROM ended",
+        );
+    statement.get_result::<i64>(conn).await?;
     tags::delete_of_resource(conn, id.as_str()).await
 }

@@ -274,12 +274,18 @@ pub async fn set_error(conn: &mut Conn, id: &VolumeId, reason: &str) -> Result<(
     Ok(())
 }
 
-/// Records that a volume is gone from its node. The row stays until [`purge_deleted`], for the client token's sake.
+/// Records that a volume is gone from its node. The row stays until [`purge_deleted`], for the client token's sake; that its
+/// name was ours is known for longer ([`super::gone`]).
 pub async fn set_deleted(conn: &mut Conn, id: &VolumeId) -> Result<()> {
-    diesel::update(volumes::table.find(id))
-        .set((volumes::state.eq(VolumeState::Deleted), volumes::deleted_at.eq(diesel::dsl::now)))
-        .execute(conn)
-        .await?;
+    let statement: Statement<BigInt> = Statement::new(
+        "WITH ended AS (UPDATE volumes SET state = 'deleted', deleted_at = now() WHERE id = ",
+    )
+    .text(id.as_str())
+    .sql(
+        " RETURNING id, node), kept AS (INSERT INTO gone (name, volume_id, node) SELECT id, id, node FROM ended \
+                 ON CONFLICT (name) DO UPDATE SET gone_at = now()) SELECT count(*) FROM ended",
+    );
+    statement.get_result::<i64>(conn).await?;
     tags::delete_of_resource(conn, id.as_str()).await
 }
 

@@ -44,7 +44,7 @@ pub struct Workflow {
     pub lease_until: Option<DateTime<Utc>>,
     /// The fencing token.
     pub lease_generation: i64,
-    /// The last error, or why it turned.
+    /// What went wrong last.
     pub error: Option<String>,
     /// How it ended.
     pub outcome: Option<String>,
@@ -52,6 +52,8 @@ pub struct Workflow {
     pub created_at: DateTime<Utc>,
     /// When it ended.
     pub finished_at: Option<DateTime<Utc>>,
+    /// Why it turned back, or was given up.
+    pub reason: Option<String>,
 }
 
 /// Something that happened to a workflow.
@@ -66,7 +68,8 @@ pub struct Event {
     pub direction: String,
     /// The step's name.
     pub step: String,
-    /// `failed`, `waits`, `turned`, `succeeded`, `undone`, …
+    /// A step `begun`, `failed`, `waits` or is `undone`; the workflow `turned`, `succeeded`, is `undone`, was `retried` or
+    /// `given-up` by an operator.
     pub event: String,
     /// The error in full.
     pub detail: String,
@@ -195,14 +198,24 @@ pub async fn renew(conn: &mut Conn, id: i64, generation: i64, lease_s: i64) -> R
     Ok(rows == 1)
 }
 
-/// Records, before it begins, which step is next.
-pub async fn begin_step(conn: &mut Conn, id: i64, generation: i64, step: i32) -> Result<bool> {
-    let rows = diesel::update(workflows::table.find(id))
-        .filter(workflows::lease_generation.eq(generation).and(workflows::finished_at.is_null()))
-        .set((workflows::step.eq(step), workflows::attempts.eq(0), workflows::failing_since.eq(None::<DateTime<Utc>>)))
-        .execute(conn)
-        .await?;
-    Ok(rows == 1)
+/// Records, before it begins, which step is next, and adds to the history what has happened to which step.
+pub async fn begin_step(conn: &mut Conn, id: i64, generation: i64, step: i32, happened: (&str, &str)) -> Result<bool> {
+    let (name, event) = happened;
+    let statement: Statement<BigInt> = Statement::new("WITH begun AS (UPDATE workflows SET step = ")
+        .number(step.into())
+        .sql("::integer, attempts = 0, failing_since = NULL WHERE finished_at IS NULL AND id = ")
+        .number(id)
+        .sql(" AND lease_generation = ")
+        .number(generation)
+        .sql(
+            " RETURNING *), noted AS (INSERT INTO workflow_events (workflow_id, generation, direction, step, event) \
+                 SELECT id, lease_generation, direction, ",
+        )
+        .text(name)
+        .sql(", ")
+        .text(event)
+        .sql(" FROM begun) SELECT count(*) FROM begun");
+    Ok(statement.get_result::<i64>(conn).await? == 1)
 }
 
 /// Gives a workflow back, to be tried again after `delay_ms`. With a `deadline_s` above 0 this was a failure, and the answer
@@ -254,17 +267,17 @@ pub async fn release_all(conn: &mut Conn, owner: &str) -> Result<usize> {
 
 /// Turns a workflow back, for the reason given, and makes it due.
 pub async fn turn(conn: &mut Conn, id: i64, generation: i64, reason: &str) -> Result<bool> {
-    let rows = diesel::update(workflows::table.find(id))
-        .filter(workflows::lease_generation.eq(generation).and(workflows::finished_at.is_null()))
-        .set((
-            workflows::direction.eq("backward"),
-            workflows::not_before.eq(diesel::dsl::now),
-            workflows::error.eq(reason),
-            workflows::attempts.eq(0),
-            workflows::failing_since.eq(None::<DateTime<Utc>>),
-        ))
-        .execute(conn)
-        .await?;
+    let rows = diesel::sql_query(
+        "WITH turned AS (UPDATE workflows SET direction = 'backward', reason = $3, attempts = 0, failing_since = NULL, \
+            not_before = now() WHERE id = $1 AND lease_generation = $2 AND finished_at IS NULL RETURNING *) \
+         INSERT INTO workflow_events (workflow_id, generation, direction, step, event, detail) \
+         SELECT id, lease_generation, direction, '', 'turned', reason FROM turned",
+    )
+    .bind::<BigInt, _>(id)
+    .bind::<BigInt, _>(generation)
+    .bind::<Text, _>(reason)
+    .execute(conn)
+    .await?;
     Ok(rows == 1)
 }
 
@@ -284,9 +297,11 @@ pub async fn lock_live(conn: &mut Conn, lock_key: &str) -> Result<Option<String>
 /// their mind. Whoever works on it becomes a ghost. Tells whether there was one.
 pub async fn cancel(conn: &mut Conn, lock_key: &str, kind: &str, reason: &str) -> Result<bool> {
     let rows = diesel::sql_query(
-        "UPDATE workflows SET direction = 'backward', error = $3, attempts = 0, failing_since = NULL, \
-         not_before = now(), lease_owner = NULL, lease_until = NULL, lease_generation = nextval('lease_generations') \
-         WHERE lock_key = $1 AND kind = $2 AND finished_at IS NULL AND direction = 'forward'",
+        "WITH turned AS (UPDATE workflows SET direction = 'backward', reason = $3, attempts = 0, failing_since = NULL, \
+            not_before = now(), lease_owner = NULL, lease_until = NULL, lease_generation = nextval('lease_generations') \
+            WHERE lock_key = $1 AND kind = $2 AND finished_at IS NULL AND direction = 'forward' RETURNING *) \
+         INSERT INTO workflow_events (workflow_id, generation, direction, step, event, detail) \
+         SELECT id, lease_generation, direction, '', 'turned', reason FROM turned",
     )
     .bind::<Text, _>(lock_key)
     .bind::<Text, _>(kind)
@@ -294,6 +309,38 @@ pub async fn cancel(conn: &mut Conn, lock_key: &str, kind: &str, reason: &str) -
     .execute(conn)
     .await?;
     Ok(rows == 1)
+}
+
+/// The workflow, its row locked until the transaction ends.
+pub async fn hold(conn: &mut Conn, id: i64) -> Result<Option<Workflow>> {
+    let row = workflows::table.find(id).select(Workflow::as_select()).for_no_key_update().first(conn).await;
+    Ok(row.optional()?)
+}
+
+/// Takes a live workflow away from whoever works on it, and makes it due at once, as if it had never failed. Gives it as it is
+/// then.
+pub async fn retry(conn: &mut Conn, id: i64) -> Result<Option<Workflow>> {
+    let statement: Statement<workflows::SqlType> = Statement::new(
+        "UPDATE workflows SET attempts = 0, failing_since = NULL, not_before = now(), lease_owner = NULL, \
+         lease_until = NULL, lease_generation = nextval('lease_generations') WHERE finished_at IS NULL AND id = ",
+    )
+    .number(id)
+    .sql(" RETURNING *");
+    Ok(statement.get_result(conn).await.optional()?)
+}
+
+/// Ends a live workflow as it stands, because an operator has given it up; whoever works on it becomes a ghost. What that
+/// means for the resource is written in the same transaction.
+pub async fn end_given_up(conn: &mut Conn, id: i64, reason: &str) -> Result<()> {
+    diesel::sql_query(
+        "UPDATE workflows SET finished_at = now(), outcome = 'given-up', reason = $2, lease_owner = NULL, \
+         lease_until = NULL, lease_generation = nextval('lease_generations') WHERE id = $1 AND finished_at IS NULL",
+    )
+    .bind::<BigInt, _>(id)
+    .bind::<Text, _>(reason)
+    .execute(conn)
+    .await?;
+    Ok(())
 }
 
 /// Makes the live workflow of a lock key due now, if it waits.

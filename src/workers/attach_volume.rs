@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::delete_volume;
-use super::engine::{OnFailure, Run, StepError, Workflow};
+use super::engine::{Given, GivenUp, OnFailure, Run, StepError, Workflow};
 use crate::db::attachments::{self, Attachment, Ends};
-use crate::db::{self, Conn, volumes, workflows};
+use crate::db::{self, Conn, gone, volumes, workflows};
 use crate::delegate::{
     ConnectSpec, Detach, DiskSpec, ExportSpec, Growth, Limits, MachineRef, Portal, Secret, VmmDelegate, VolumeDelegate,
 };
@@ -42,7 +42,6 @@ pub async fn enqueue(conn: &mut Conn, attachment: Uuid, volume: &VolumeId) -> db
 }
 
 impl Workflow for AttachVolume {
-    const KIND: &str = KIND;
     type Step = Step;
     const STEPS: &'static [Step] = &[Step::Export, Step::Connect, Step::Attach];
     const ON_FAILURE: OnFailure = OnFailure::TurnBack;
@@ -81,6 +80,10 @@ impl Workflow for AttachVolume {
     async fn record_undone(&self, conn: &mut Conn, reason: &str) -> db::Result<()> {
         record_detached(conn, self.attachment, Some(reason)).await
     }
+
+    async fn record_given_up(&self, conn: &mut Conn, how: &GivenUp<'_>) -> db::Result<Given> {
+        give_up_attachment(conn, self.attachment, how).await
+    }
 }
 
 /// Records that an attachment is over. The last one gives the volume back; or, if its owner wants the volume to go with the
@@ -98,6 +101,22 @@ pub(super) async fn record_detached(conn: &mut Conn, attachment: Uuid, reason: O
         delete_volume::start(conn, &row.volume_id).await?;
     }
     Ok(())
+}
+
+/// Ends an attachment whose end could not be seen to. Only when nobody can use the volume through it any more: else another
+/// machine would be given a volume that this one may still write to. What the nodes still have of it when they are back, the
+/// sweeper takes back, however late that is.
+pub(super) async fn give_up_attachment(conn: &mut Conn, attachment: Uuid, how: &GivenUp<'_>) -> db::Result<Given> {
+    if !how.fenced {
+        return Ok(Given::Refused(
+            "the machine may still write to the volume: only when it is off for good, or its node is, say so with --fenced",
+        ));
+    }
+    if let Some((row, ends)) = attachments::find(conn, attachment).await? {
+        gone::remember(conn, &row.iqn, &row.volume_id, &ends.vmm_node).await?;
+    }
+    record_detached(conn, attachment, Some(how.reason)).await?;
+    Ok(Given::Up)
 }
 
 /// The machine at the one end.

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::create_snapshot;
-use super::engine::{OnFailure, Run, StepError, Workflow};
+use super::engine::{Given, GivenUp, OnFailure, Run, StepError, Workflow};
 use crate::db::{self, Conn, snapshots, workflows};
 use crate::delegate::{CopySpec, SnapshotReport, SnapshotSpec};
 use crate::ids::SnapshotId;
@@ -34,7 +34,6 @@ pub async fn enqueue(conn: &mut Conn, snapshot: &SnapshotId) -> db::Result<()> {
 }
 
 impl Workflow for CopySnapshot {
-    const KIND: &str = KIND;
     type Step = Step;
     const STEPS: &'static [Step] = &[Step::Copy];
     const ON_FAILURE: OnFailure = OnFailure::TurnBack;
@@ -76,5 +75,11 @@ impl Workflow for CopySnapshot {
             Some(row) if row.state == SnapshotState::Deleting => snapshots::delete(conn, &self.snapshot).await,
             _ => snapshots::set_error(conn, &self.snapshot, reason).await,
         }
+    }
+
+    /// What is left of it goes when it is deleted.
+    async fn record_given_up(&self, conn: &mut Conn, how: &GivenUp<'_>) -> db::Result<Given> {
+        snapshots::set_error(conn, &self.snapshot, how.reason).await?;
+        Ok(Given::Up)
     }
 }

@@ -8,9 +8,9 @@ use std::sync::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::create_volume::{self, GIB};
-use super::engine::{OnFailure, Run, StepError, Workflow};
+use super::engine::{Given, GivenUp, OnFailure, Run, StepError, Workflow};
 use super::{at_rest, create_snapshot};
-use crate::db::{self, Conn, volumes};
+use crate::db::{self, Conn, gone, volumes};
 use crate::delegate::{SnapshotReport, SnapshotSpec, VolumeSpec};
 use crate::ids::{SnapshotId, VolumeId};
 use crate::state::VolumeState;
@@ -54,7 +54,6 @@ impl CopyVolume {
 }
 
 impl Workflow for CopyVolume {
-    const KIND: &str = KIND;
     type Step = Step;
     const STEPS: &'static [Step] = &[Step::Cut, Step::Copy, Step::Restore, Step::Drop];
     const ON_FAILURE: OnFailure = OnFailure::TurnBack;
@@ -114,5 +113,14 @@ impl Workflow for CopyVolume {
             Some(row) if row.state == VolumeState::Deleting => volumes::set_deleted(conn, &self.volume).await,
             _ => volumes::set_error(conn, &self.volume, reason).await,
         }
+    }
+
+    /// What is left of the volume goes when it is deleted; what is left of the snapshot the sweeper finds.
+    async fn record_given_up(&self, conn: &mut Conn, how: &GivenUp<'_>) -> db::Result<Given> {
+        if let Some(row) = volumes::find(conn, &self.volume).await? {
+            gone::remember(conn, self.snapshot.as_str(), &self.source, &row.node).await?;
+        }
+        volumes::set_error(conn, &self.volume, how.reason).await?;
+        Ok(Given::Up)
     }
 }

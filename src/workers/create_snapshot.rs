@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::at_rest;
-use super::engine::{OnFailure, Run, StepError, Workflow};
+use super::engine::{Given, GivenUp, OnFailure, Run, StepError, Workflow};
 use crate::db::{self, Conn, snapshots, workflows};
 use crate::delegate::{SnapshotMethod, SnapshotReport, SnapshotSpec};
 use crate::ids::{SnapshotId, VolumeId};
@@ -56,7 +56,6 @@ impl CreateSnapshot {
 }
 
 impl Workflow for CreateSnapshot {
-    const KIND: &str = KIND;
     type Step = Step;
     const STEPS: &'static [Step] = &[Step::Cut, Step::Copy];
     const ON_FAILURE: OnFailure = OnFailure::TurnBack;
@@ -124,6 +123,16 @@ impl Workflow for CreateSnapshot {
             Some(set) => give_up_set(conn, set, "another snapshot of its set could not be taken").await,
             None => Ok(()),
         }
+    }
+
+    /// What is left of it goes when it is deleted; a machine that rests for it goes on by itself.
+    async fn record_given_up(&self, conn: &mut Conn, how: &GivenUp<'_>) -> db::Result<Given> {
+        let row = snapshots::hold(conn, &self.snapshot).await?;
+        snapshots::set_error(conn, &self.snapshot, how.reason).await?;
+        if let Some(set) = row.and_then(|row| row.set_id) {
+            give_up_set(conn, set, "another snapshot of its set could not be taken").await?;
+        }
+        Ok(Given::Up)
     }
 }
 

@@ -14,7 +14,7 @@ use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::engine::{OnFailure, Run, StepError, Workflow};
+use super::engine::{Given, GivenUp, OnFailure, Run, StepError, Workflow};
 use super::{at_rest, create_snapshot};
 use crate::db::snapshots::{self, Snapshot};
 use crate::db::{self, Conn, workflows};
@@ -64,7 +64,6 @@ struct Member<'a> {
 }
 
 impl Workflow for CreateSnapshots {
-    const KIND: &str = KIND;
     type Step = Step;
     const STEPS: &'static [Step] = &[Step::Cut];
     const ON_FAILURE: OnFailure = OnFailure::TurnBack;
@@ -112,6 +111,11 @@ impl Workflow for CreateSnapshots {
 
     async fn record_undone(&self, conn: &mut Conn, reason: &str) -> db::Result<()> {
         create_snapshot::give_up_set(conn, self.set, reason).await
+    }
+
+    async fn record_given_up(&self, conn: &mut Conn, how: &GivenUp<'_>) -> db::Result<Given> {
+        self.record_undone(conn, how.reason).await?;
+        Ok(Given::Up)
     }
 }
 

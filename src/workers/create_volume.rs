@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::create_snapshot;
-use super::engine::{OnFailure, Run, StepError, Workflow};
+use super::engine::{Given, GivenUp, OnFailure, Run, StepError, Workflow};
 use crate::db::{self, Conn, volumes};
 use crate::delegate::VolumeSpec;
 use crate::delegate::source::RestoreSpec;
@@ -35,7 +35,6 @@ pub fn workflow(volume: &VolumeId) -> (&'static str, serde_json::Value) {
 }
 
 impl Workflow for CreateVolume {
-    const KIND: &str = KIND;
     type Step = Step;
     const STEPS: &'static [Step] = &[Step::Make];
     const ON_FAILURE: OnFailure = OnFailure::TurnBack;
@@ -77,6 +76,12 @@ impl Workflow for CreateVolume {
             Some(row) if row.state == VolumeState::Deleting => volumes::set_deleted(conn, &self.volume).await,
             _ => volumes::set_error(conn, &self.volume, reason).await,
         }
+    }
+
+    /// What is left of it goes when the volume is deleted.
+    async fn record_given_up(&self, conn: &mut Conn, how: &GivenUp<'_>) -> db::Result<Given> {
+        volumes::set_error(conn, &self.volume, how.reason).await?;
+        Ok(Given::Up)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::engine::{OnFailure, Run, StepError, Workflow};
+use super::engine::{Given, GivenUp, OnFailure, Run, StepError, Workflow};
 use super::{copy_snapshot, create_snapshot};
 use crate::db::{self, Conn, snapshots, volumes, workflows};
 use crate::delegate::SnapshotSpec;
@@ -41,7 +41,6 @@ pub async fn start(conn: &mut Conn, snapshot: &SnapshotId, volume: &VolumeId) ->
 }
 
 impl Workflow for DeleteSnapshot {
-    const KIND: &str = KIND;
     type Step = Step;
     const STEPS: &'static [Step] = &[Step::Remove];
     const ON_FAILURE: OnFailure = OnFailure::KeepTrying;
@@ -75,5 +74,11 @@ impl Workflow for DeleteSnapshot {
     /// Never called: a deletion does not turn back.
     async fn record_undone(&self, _: &mut Conn, _: &str) -> db::Result<()> {
         Ok(())
+    }
+
+    /// It may be half gone, so nobody can use it any more, but it can be deleted again.
+    async fn record_given_up(&self, conn: &mut Conn, how: &GivenUp<'_>) -> db::Result<Given> {
+        snapshots::set_not_deleted(conn, &self.snapshot, how.reason).await?;
+        Ok(Given::Up)
     }
 }

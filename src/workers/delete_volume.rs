@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::engine::{OnFailure, Run, StepError, Workflow};
+use super::engine::{Given, GivenUp, OnFailure, Run, StepError, Workflow};
 use super::{copy_volume, create_volume};
 use crate::db::{self, Conn, volumes, workflows};
 use crate::ids::VolumeId;
@@ -41,7 +41,6 @@ pub async fn start(conn: &mut Conn, volume: &VolumeId) -> db::Result<bool> {
 }
 
 impl Workflow for DeleteVolume {
-    const KIND: &str = KIND;
     type Step = Step;
     const STEPS: &'static [Step] = &[Step::Remove];
     const ON_FAILURE: OnFailure = OnFailure::KeepTrying;
@@ -69,5 +68,11 @@ impl Workflow for DeleteVolume {
     /// Never called: a deletion does not turn back.
     async fn record_undone(&self, _: &mut Conn, _: &str) -> db::Result<()> {
         Ok(())
+    }
+
+    /// It may be half gone, so nobody can use it any more, but it can be deleted again.
+    async fn record_given_up(&self, conn: &mut Conn, how: &GivenUp<'_>) -> db::Result<Given> {
+        volumes::set_error(conn, &self.volume, how.reason).await?;
+        Ok(Given::Up)
     }
 }

@@ -6,8 +6,8 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::attach_volume::{self, Way, record_detached};
-use super::engine::{OnFailure, Run, StepError, Workflow};
+use super::attach_volume::{self, Way, give_up_attachment, record_detached};
+use super::engine::{Given, GivenUp, OnFailure, Run, StepError, Workflow};
 use crate::db::{self, Conn, attachments, workflows};
 use crate::ids::VolumeId;
 use crate::state::AttachmentState;
@@ -48,7 +48,6 @@ pub async fn start(conn: &mut Conn, attachment: Uuid, volume: &VolumeId, force: 
 }
 
 impl Workflow for DetachVolume {
-    const KIND: &str = KIND;
     type Step = Step;
     const STEPS: &'static [Step] = &[Step::Detach, Step::Disconnect, Step::Unexport];
     const ON_FAILURE: OnFailure = OnFailure::KeepTrying;
@@ -81,5 +80,14 @@ impl Workflow for DetachVolume {
     /// Never called: a detach does not turn back.
     async fn record_undone(&self, _: &mut Conn, _: &str) -> db::Result<()> {
         Ok(())
+    }
+
+    /// As long as the guest has not let go, the attachment lives on; after that only one whose machine is off can be ended.
+    async fn record_given_up(&self, conn: &mut Conn, how: &GivenUp<'_>) -> db::Result<Given> {
+        if how.step == 0 && !how.fenced {
+            attachments::call_off_detach(conn, self.attachment).await?;
+            return Ok(Given::Up);
+        }
+        give_up_attachment(conn, self.attachment, how).await
     }
 }

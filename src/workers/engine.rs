@@ -6,13 +6,13 @@
 //! - Every write is fenced by the lease generation. A write that touches nothing means that another worker has taken over:
 //!   this one is a ghost, and stops at once.
 //! - No connection and no transaction is held while a step runs.
-//! - Undo never skips and never gives up: it is tried again for ever, with its reason on show.
+//! - Undo never skips and never gives up: it is tried again for ever, with its reason on show, unless an operator ends it
+//!   ([`super::operator`]).
 
 use std::future::Future;
 use std::time::Duration;
 
 use diesel_async::AsyncConnection;
-use futures_util::future::BoxFuture;
 use tracing::{Instrument, info, info_span, warn};
 
 use super::{
@@ -39,8 +39,6 @@ const LONGEST_REASON: usize = 2_000;
 
 /// What a workflow is: one file a kind implements it.
 pub(super) trait Workflow: Send + Sync {
-    /// What its rows say that they are: the name of its file.
-    const KIND: &'static str;
     /// The steps, in order.
     type Step: Copy + std::fmt::Debug + Send + Sync + 'static;
     /// See [`Self::Step`].
@@ -73,6 +71,10 @@ pub(super) trait Workflow: Send + Sync {
     }
     /// Writes the rows after the last undo. Commits together with the workflow's end.
     fn record_undone(&self, conn: &mut Conn, reason: &str) -> impl Future<Output = db::Result<()>> + Send;
+    /// Writes the rows when an operator ends the workflow though not all is done that it had left to do: an undo, or what never
+    /// turns back. Nothing may be lost by that, nor be left where nobody finds it; where it would be, says why not
+    /// ([`Given::Refused`]), and nothing is written.
+    fn record_given_up(&self, conn: &mut Conn, how: &GivenUp<'_>) -> impl Future<Output = db::Result<Given>> + Send;
 }
 
 /// What happens when a step fails for good, or for too long.
@@ -82,6 +84,101 @@ pub(super) enum OnFailure {
     TurnBack,
     /// It is tried again for ever: what a caller has deleted or detached cannot come back.
     KeepTrying,
+}
+
+/// How an operator gives a workflow up.
+pub(super) struct GivenUp<'a> {
+    /// Why.
+    pub(super) reason: &'a str,
+    /// The step it stands at; see [`Row::step`].
+    pub(super) step: i32,
+    /// Whether the operator says that what cannot be reached is off, and reaches no storage node any more.
+    pub(super) fenced: bool,
+}
+
+/// Whether a workflow can be given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Given {
+    /// Yes: the rows are written.
+    Up,
+    /// No, and why not.
+    Refused(&'static str),
+}
+
+/// Something that is done with a workflow of whichever kind.
+pub(super) trait OfKind {
+    /// What comes of it.
+    type Done;
+    /// Does it with a workflow of this kind.
+    fn of<W: Workflow + serde::de::DeserializeOwned>(self) -> impl Future<Output = Self::Done> + Send;
+}
+
+/// The kinds of workflow that this program runs, by the names of their files. One that is not here is not run.
+const KINDS: [&str; 11] = [
+    "create_volume",
+    "delete_volume",
+    "modify_volume",
+    "attach_volume",
+    "detach_volume",
+    "create_snapshot",
+    "copy_snapshot",
+    "copy_volume",
+    "create_snapshots",
+    "delete_snapshot",
+    "repair_volume",
+];
+
+/// Every kind of workflow, by its name. `None`: this program knows no such kind.
+pub(super) async fn of_kind<T: OfKind>(kind: &str, what: T) -> Option<T::Done> {
+    let kind = KINDS.into_iter().find(|known| *known == kind)?;
+    Some(match kind {
+        "create_volume" => what.of::<create_volume::CreateVolume>().await,
+        "delete_volume" => what.of::<delete_volume::DeleteVolume>().await,
+        "modify_volume" => what.of::<modify_volume::ModifyVolume>().await,
+        "attach_volume" => what.of::<attach_volume::AttachVolume>().await,
+        "detach_volume" => what.of::<detach_volume::DetachVolume>().await,
+        "create_snapshot" => what.of::<create_snapshot::CreateSnapshot>().await,
+        "copy_snapshot" => what.of::<copy_snapshot::CopySnapshot>().await,
+        "copy_volume" => what.of::<copy_volume::CopyVolume>().await,
+        "create_snapshots" => what.of::<create_snapshots::CreateSnapshots>().await,
+        "delete_snapshot" => what.of::<delete_snapshot::DeleteSnapshot>().await,
+        "repair_volume" => what.of::<repair_volume::RepairVolume>().await,
+        _ => return None,
+    })
+}
+
+/// A kind of workflow, as tests enumerate them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Described {
+    /// Its name, as its rows have it.
+    pub kind: &'static str,
+    /// The names of its steps, in order.
+    pub steps: Vec<String>,
+    /// Whether its steps are undone when one fails for good; else it is tried for ever.
+    pub turns_back: bool,
+}
+
+/// Every kind of workflow that the workers run: what a test of all of them must go through.
+pub async fn catalogue() -> Vec<Described> {
+    let mut all = Vec::new();
+    for kind in KINDS {
+        all.extend(of_kind(kind, Describe(kind)).await);
+    }
+    all
+}
+
+struct Describe(&'static str);
+
+impl OfKind for Describe {
+    type Done = Described;
+
+    async fn of<W: Workflow + serde::de::DeserializeOwned>(self) -> Described {
+        Described {
+            kind: self.0,
+            steps: W::STEPS.iter().map(|step| format!("{step:?}")).collect(),
+            turns_back: W::ON_FAILURE == OnFailure::TurnBack,
+        }
+    }
 }
 
 /// What a step sees.
@@ -132,72 +229,15 @@ impl From<db::Error> for StepError {
     }
 }
 
-/// A kind of workflow that this program can run.
-struct Kind {
-    name: &'static str,
-    steps: fn() -> Vec<String>,
-    on_failure: OnFailure,
-    begin: for<'a> fn(&'a Context, &'a Row) -> BoxFuture<'a, db::Result<Held>>,
-}
-
-impl Kind {
-    const fn of<W: Workflow + serde::de::DeserializeOwned + 'static>() -> Self {
-        Self {
-            name: W::KIND,
-            steps: || W::STEPS.iter().map(|step| format!("{step:?}")).collect(),
-            on_failure: W::ON_FAILURE,
-            begin: |context, row| Box::pin(begin::<W>(context, row)),
-        }
-    }
-}
-
-/// All there are.
-const KINDS: &[Kind] = &[
-    Kind::of::<create_volume::CreateVolume>(),
-    Kind::of::<delete_volume::DeleteVolume>(),
-    Kind::of::<modify_volume::ModifyVolume>(),
-    Kind::of::<attach_volume::AttachVolume>(),
-    Kind::of::<detach_volume::DetachVolume>(),
-    Kind::of::<create_snapshot::CreateSnapshot>(),
-    Kind::of::<create_snapshots::CreateSnapshots>(),
-    Kind::of::<copy_snapshot::CopySnapshot>(),
-    Kind::of::<copy_volume::CopyVolume>(),
-    Kind::of::<delete_snapshot::DeleteSnapshot>(),
-    Kind::of::<repair_volume::RepairVolume>(),
-];
-
-/// A kind of workflow, as tests enumerate them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Described {
-    /// What its rows say that they are.
-    pub kind: &'static str,
-    /// The names of its steps, in order.
-    pub steps: Vec<String>,
-    /// Whether its steps are undone when one fails for good; else it is tried for ever.
-    pub turns_back: bool,
-}
-
-/// Every kind of workflow that the workers run: what a test of all of them must go through.
-pub fn catalogue() -> Vec<Described> {
-    let describe = |kind: &Kind| Described {
-        kind: kind.name,
-        steps: (kind.steps)(),
-        turns_back: kind.on_failure == OnFailure::TurnBack,
-    };
-    KINDS.iter().map(describe).collect()
-}
-
 /// Runs a claimed workflow as far as it goes. Never fails: what goes wrong is written to the workflow's row, and what cannot
 /// be written is left to the lease to run out.
 pub(super) async fn drive(context: &Context, row: Row) {
     let span =
         info_span!("workflow", id = row.id, kind = %row.kind, key = %row.lock_key, generation = row.lease_generation);
     async {
-        let driven = match KINDS.iter().find(|kind| kind.name == row.kind) {
-            Some(kind) => (kind.begin)(context, &row).await,
-            None => {
-                give_up_for_now(context, &row, &format!("this program knows no workflow {}", row.kind)).await
-            }
+        let driven = match of_kind(&row.kind, Drive { context, row: &row }).await {
+            Some(driven) => driven,
+            None => give_up_for_now(context, &row, &format!("this program knows no workflow {}", row.kind)).await,
         };
         match driven {
             Ok(Held::Mine) => {}
@@ -222,14 +262,21 @@ impl From<bool> for Held {
     }
 }
 
-async fn begin<W>(context: &Context, row: &Row) -> db::Result<Held>
-where
-    W: Workflow + serde::de::DeserializeOwned,
-{
-    match serde_json::from_value::<W>(row.params.clone()) {
-        Ok(job) if row.direction == "forward" => forward(context, row, &job).await,
-        Ok(job) => backward(context, row, &job).await,
-        Err(error) => give_up_for_now(context, row, &format!("its parameters cannot be read: {error}")).await,
+struct Drive<'a> {
+    context: &'a Context,
+    row: &'a Row,
+}
+
+impl OfKind for Drive<'_> {
+    type Done = db::Result<Held>;
+
+    async fn of<W: Workflow + serde::de::DeserializeOwned>(self) -> db::Result<Held> {
+        let Self { context, row } = self;
+        match serde_json::from_value::<W>(row.params.clone()) {
+            Ok(job) if row.direction == "forward" => forward(context, row, &job).await,
+            Ok(job) => backward(context, row, &job).await,
+            Err(error) => give_up_for_now(context, row, &format!("its parameters cannot be read: {error}")).await,
+        }
     }
 }
 
@@ -247,7 +294,7 @@ async fn forward<W: Workflow>(context: &Context, row: &Row, job: &W) -> db::Resu
     for (index, step) in W::STEPS.iter().enumerate() {
         if index > furthest {
             furthest = index;
-            if !begin_step(context, row, index).await? {
+            if !begin_step(context, row, index, (&format!("{step:?}"), "begun")).await? {
                 return Ok(Held::Lost);
             }
         }
@@ -270,17 +317,17 @@ async fn backward<W: Workflow>(context: &Context, row: &Row, job: &W) -> db::Res
         if let Err(error) = with_lease(context, row, job.undo(&run, *step)).await {
             return failed(context, row, &format!("{step:?}"), error, OnFailure::KeepTrying).await;
         }
-        if index > 0 && !begin_step(context, row, index - 1).await? {
+        if index > 0 && !begin_step(context, row, index - 1, (&format!("{step:?}"), "undone")).await? {
             return Ok(Held::Lost);
         }
     }
     finish_undone(context, row, job).await
 }
 
-async fn begin_step(context: &Context, row: &Row, index: usize) -> db::Result<bool> {
+async fn begin_step(context: &Context, row: &Row, index: usize, happened: (&str, &str)) -> db::Result<bool> {
     let mut conn = context.pool.get().await?;
     let step = i32::try_from(index).unwrap_or(i32::MAX);
-    workflows::begin_step(&mut conn, row.id, row.lease_generation, step).await
+    workflows::begin_step(&mut conn, row.id, row.lease_generation, step, happened).await
 }
 
 /// Runs a step, lengthens the lease meanwhile, and drops the step when the lease is lost or the time is up.
@@ -377,7 +424,7 @@ async fn note(conn: &mut Conn, row: &Row, step: &str, event: &str, reason: &str)
 
 /// Ends a workflow that has turned back: the rows and the end commit together, or not at all.
 async fn finish_undone<W: Workflow>(context: &Context, row: &Row, job: &W) -> db::Result<Held> {
-    let reason = row.error.as_deref().unwrap_or_default();
+    let reason = row.reason.as_deref().unwrap_or_default();
     let mut conn = context.pool.get().await?;
     let held = conn
         .transaction(async |conn| {

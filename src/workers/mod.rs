@@ -32,11 +32,12 @@ pub mod detach_volume;
 pub mod engine;
 pub mod modify_volume;
 pub mod nodes;
+pub mod operator;
 pub mod placement;
 pub mod repair_volume;
 pub mod sweeper;
 
-pub use engine::catalogue;
+pub use engine::{Described, catalogue};
 pub use nodes::Nodes;
 pub use placement::Placement;
 

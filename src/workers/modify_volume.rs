@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::attach_volume::Way;
 use super::create_volume::{self, GIB};
-use super::engine::{OnFailure, Run, StepError, Workflow};
+use super::engine::{Given, GivenUp, OnFailure, Run, StepError, Workflow};
 use crate::db::modifications::{self, Modification};
 use crate::db::{self, Conn, attachments, volumes, workflows};
 use crate::delegate::{Growth, VolumeSpec};
@@ -120,7 +120,6 @@ fn size_bytes(row: &Modification) -> u64 {
 }
 
 impl Workflow for ModifyVolume {
-    const KIND: &str = KIND;
     type Step = Step;
     const STEPS: &'static [Step] = &[Step::Grow, Step::Show];
     const ON_FAILURE: OnFailure = OnFailure::TurnBack;
@@ -155,5 +154,11 @@ impl Workflow for ModifyVolume {
             return Ok(());
         }
         modifications::set_failed(conn, self.modification, reason).await
+    }
+
+    /// Should its node have grown it after all, the sweeper sees that.
+    async fn record_given_up(&self, conn: &mut Conn, how: &GivenUp<'_>) -> db::Result<Given> {
+        self.record_undone(conn, how.reason).await?;
+        Ok(Given::Up)
     }
 }

@@ -8,10 +8,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::attach_volume::Way;
-use super::create_volume;
-use super::engine::{OnFailure, Run, StepError, Workflow};
+use super::engine::{Given, GivenUp, OnFailure, Run, StepError, Workflow};
 use crate::db::attachments::{self, Attachment, Ends};
-use crate::db::{self, Conn, workflows};
+use crate::db::{self, Conn, gone, volumes, workflows};
 use crate::delegate::{Detach, DiskSpec, Limits, MachineRef};
 use crate::ids::VolumeId;
 use crate::state::{AttachmentState, InstanceState, VolumeState};
@@ -48,7 +47,6 @@ pub(super) async fn enqueue(conn: &mut Conn, volume: &VolumeId, leftovers: &[Lef
 }
 
 impl Workflow for RepairVolume {
-    const KIND: &str = KIND;
     type Step = Step;
     const STEPS: &'static [Step] = &[Step::Mend];
     const ON_FAILURE: OnFailure = OnFailure::TurnBack;
@@ -81,10 +79,14 @@ impl Workflow for RepairVolume {
     async fn record_undone(&self, _: &mut Conn, _: &str) -> db::Result<()> {
         Ok(())
     }
+
+    async fn record_given_up(&self, _: &mut Conn, _: &GivenUp<'_>) -> db::Result<Given> {
+        Ok(Given::Up)
+    }
 }
 
 async fn mend(run: &Run<'_>, volume: &VolumeId) -> Result<(), StepError> {
-    let row = create_volume::row(run, volume).await?;
+    let Some(row) = volumes::find(&mut *run.conn().await?, volume).await? else { return Ok(()) };
     let live = attachments::live_of_volume(&mut *run.conn().await?, volume).await?;
     let mut done = Ok(());
     for (attachment, ends) in live.iter().filter(|(row, _)| row.state == AttachmentState::Attached) {
@@ -117,11 +119,18 @@ async fn mend_one(run: &Run<'_>, attachment: &Attachment, ends: &Ends) -> Result
 /// another machine: a guest that does not let go is not waited for. An attachment that is not over keeps what it has.
 async fn take_back(run: &Run<'_>, volume: &VolumeId, leftover: &Leftover) -> Result<(), StepError> {
     let row = attachments::find_by_iqn(&mut *run.conn().await?, volume, &leftover.iqn).await?;
-    let Some(row) = row.filter(|row| row.state == AttachmentState::Detached) else { return Ok(()) };
+    let over = match row {
+        Some(row) => row.state == AttachmentState::Detached,
+        None => gone::is_known(&mut *run.conn().await?, &leftover.iqn, volume, &leftover.node).await?,
+    };
+    if !over {
+        return Ok(());
+    }
     let hypervisor = run.context.nodes.hypervisor(&leftover.node)?;
     let machine = leftover.machine.clone().unwrap_or_else(MachineRef::nobody);
-    let (limits, device) = (Limits::default(), row.device);
-    let disk = DiskSpec { volume: row.volume_id, iqn: row.iqn, machine, device, limits };
+    // What is taken away is found by its target's name.
+    let (device, limits) = (String::new(), Limits::default());
+    let disk = DiskSpec { volume: volume.clone(), iqn: leftover.iqn.clone(), machine, device, limits };
     if leftover.machine.is_some()
         && hypervisor.ensure_detached(run.generation, &disk, false).await? == Detach::Busy
         && hypervisor.ensure_detached(run.generation, &disk, true).await? == Detach::Busy

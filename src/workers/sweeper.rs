@@ -19,7 +19,7 @@ use super::repair_volume::{self, Leftover};
 use super::{Context, detach_volume, engine};
 use crate::db::attachments::Located;
 use crate::db::instances::Instance;
-use crate::db::{self, attachments, instances, nodes, volumes, workflows};
+use crate::db::{self, attachments, gone, instances, nodes, volumes, workflows};
 use crate::delegate::{MachineRef, ObservedExport, ObservedMachine, StorageObservation, VmmObservation};
 use crate::ids::{InstanceId, VolumeId};
 use crate::state::InstanceState;
@@ -84,7 +84,8 @@ pub async fn sweep(context: &Context) -> db::Result<()> {
     let mut repairs = plan(&attached, &observed, unwanted);
     repairs.extend(leftovers.keys().cloned());
     for volume in repairs {
-        let known = volumes::find(&mut conn, &volume).await?.is_some();
+        // A volume that is gone may still have left a disk somewhere.
+        let known = leftovers.contains_key(&volume) || volumes::find(&mut conn, &volume).await?.is_some();
         if known && !workflows::any_changing(&mut conn, &volume).await? {
             let leftovers = leftovers.get(&volume).map_or(&[][..], Vec::as_slice);
             enqueued |= repair_volume::enqueue(&mut conn, &volume, leftovers).await?;
@@ -194,7 +195,16 @@ async fn leftovers(
     }
     let iqns: Vec<&str> = found.iter().map(|(_, leftover)| leftover.iqn.as_str()).collect();
     let ended = if iqns.is_empty() { Vec::new() } else { attachments::ended(conn, &iqns).await? };
-    let ended: HashSet<(String, VolumeId)> = ended.into_iter().collect();
+    let mut ended: HashSet<(String, VolumeId)> = ended.into_iter().collect();
+    for node in observed.hypervisors.keys() {
+        let here = found.iter().filter(|(volume, leftover)| {
+            leftover.node == *node && !ended.contains(&(leftover.iqn.clone(), volume.clone()))
+        });
+        let unknown: Vec<&str> = here.map(|(_, leftover)| leftover.iqn.as_str()).collect();
+        if !unknown.is_empty() {
+            ended.extend(gone::among(conn, node, &unknown).await?);
+        }
+    }
     let mut over: BTreeMap<VolumeId, Vec<Leftover>> = BTreeMap::new();
     for (volume, leftover) in found {
         if ended.contains(&(leftover.iqn.clone(), volume.clone())) {
@@ -314,5 +324,6 @@ async fn purge(context: &Context) -> db::Result<()> {
     volumes::purge_deleted(&mut conn).await?;
     workflows::purge_finished(&mut conn).await?;
     instances::purge_terminated(&mut conn).await?;
+    gone::purge(&mut conn).await?;
     Ok(())
 }

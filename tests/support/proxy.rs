@@ -37,7 +37,8 @@ impl Proxy {
         let directory = percent_encoding::percent_decode_str(host).decode_utf8().unwrap();
         let server = Path::new(&*directory).join(SOCKET);
         let dir = tempfile::tempdir().unwrap();
-        let own = percent_encoding::utf8_percent_encode(dir.path().to_str().unwrap(), percent_encoding::NON_ALPHANUMERIC);
+        let own =
+            percent_encoding::utf8_percent_encode(dir.path().to_str().unwrap(), percent_encoding::NON_ALPHANUMERIC);
         let url = format!("{start}host={own}");
         let listener = UnixListener::bind(dir.path().join(SOCKET)).unwrap();
         let weather = watch::Sender::new(Weather::Fair);

@@ -151,6 +151,11 @@ impl SimCloud {
         self.state().faults.push(fault);
     }
 
+    /// Lets no fault strike any more.
+    pub fn end_faults(&self) {
+        self.state().faults.clear();
+    }
+
     /// The faults that have not struck as often as they shall.
     pub fn faults_left(&self) -> usize {
         self.state().faults.len()

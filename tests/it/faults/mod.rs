@@ -37,9 +37,10 @@ fn every_fault_at_every_call_of_every_step_is_seen_through_or_told() {
     let scenes = SCENES.iter().filter(|scene| format!("{scene:?}").starts_with(&only));
     let lanes = scenes.flat_map(|scene| [(*scene, false), (*scene, true)]).collect();
     let table = play_all(lanes, async |(scene, backward)| lane(scene, backward).await);
-    table.print("Faults that a worker lives through, on simulated nodes over HTTP");
+    let catalogue = vbs::workers::catalogue().now_or_never().expect("it waits for nothing");
+    table.print("Faults that a worker lives through, on simulated nodes over HTTP", &catalogue);
     if only.is_empty() {
-        table.has_every_step();
+        table.has_every_step(&catalogue);
     }
 }
 
@@ -107,7 +108,7 @@ async fn cases(stage: &Stage, scene: Scene, backward: bool) -> Vec<(Option<Point
     if !backward {
         return there.into_iter().map(|point| (None, point)).collect();
     }
-    if !scene.turns_back() {
+    if !scene.turns_back().await {
         return Vec::new();
     }
     // The furthest that each step comes.

@@ -74,8 +74,8 @@ impl Scene {
     }
 
     /// Whether its workflow undoes its steps when one fails for good.
-    pub fn turns_back(self) -> bool {
-        let catalogue = vbs::workers::catalogue();
+    pub async fn turns_back(self) -> bool {
+        let catalogue = vbs::workers::catalogue().await;
         catalogue.iter().any(|described| described.kind == self.kind() && described.turns_back)
     }
 

@@ -118,7 +118,7 @@ impl Stage {
                             FROM workflows WHERE finished_at IS NULL";
                 panic!("still not {what}; live: {:#?}", self.texts(live).await);
             }
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(15)).await;
         }
     }
 
@@ -131,7 +131,7 @@ impl Stage {
     /// The first workflow of a kind after another.
     pub async fn workflow_after(&self, id: i64, kind: &str) -> Ended {
         let found = format!(
-            "SELECT id, coalesce(outcome, ''), coalesce(error, '') FROM workflows \
+            "SELECT id, coalesce(outcome, ''), coalesce(reason, error, '') FROM workflows \
              WHERE id > {id} AND kind = '{kind}' ORDER BY id LIMIT 1"
         );
         let found = self.rows(&found).await;

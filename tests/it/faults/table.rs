@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 
+use vbs::workers::Described;
+
 use super::gate::Point;
 
 /// Counts.
@@ -35,7 +37,7 @@ impl Table {
     }
 
     /// Prints it.
-    pub fn print(&self, title: &str) {
+    pub fn print(&self, title: &str, catalogue: &[Described]) {
         let faults: BTreeSet<&String> = self.0.values().flat_map(BTreeMap::keys).collect();
         println!("\n{title}");
         for (at, fault) in faults.iter().enumerate() {
@@ -43,7 +45,6 @@ impl Table {
         }
         let head: String = (0..faults.len()).map(|at| format!("{:>6}", format!("[{at}]"))).collect();
         println!("{:<32}{head}{:>7}", "workflow and step", "all");
-        let catalogue = vbs::workers::catalogue();
         for ((kind, backward, step), counts) in &self.0 {
             let described = catalogue.iter().find(|described| described.kind == kind).expect("it is in the catalogue");
             let way = if *backward { "undo " } else { "" };
@@ -59,8 +60,8 @@ impl Table {
     }
 
     /// Fails when a step that the program has was never struck: a new one needs a scene in which it calls a node.
-    pub fn has_every_step(&self) {
-        for described in vbs::workers::catalogue() {
+    pub fn has_every_step(&self, catalogue: &[Described]) {
+        for described in catalogue {
             for (at, step) in described.steps.iter().enumerate() {
                 let has = |backward| self.0.contains_key(&(described.kind.to_owned(), backward, at));
                 assert!(has(false), "{} {step}: no scene has a call of it", described.kind);

@@ -16,7 +16,7 @@ use super::client::{Answer, Client};
 use super::postgres;
 
 /// How long anything may take here.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The account that owns the machines.
 pub const ACCOUNT: &str = "123456789012";

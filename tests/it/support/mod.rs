@@ -1,5 +1,6 @@
 //! What the integration tests stand on.
 
+pub mod cli;
 pub mod client;
 pub mod cloud;
 pub mod iet;
