@@ -211,6 +211,23 @@ pub enum Link<L> {
     Remote(Remote),
 }
 
+impl Remote {
+    /// A node at this URL over plain HTTP, with the usual time-outs.
+    pub fn new(url: String, key: SecretSource) -> Self {
+        let (timeout_s, copy_timeout_s) = (defaults::timeout_s(), defaults::copy_timeout_s());
+        Self { url, key, ca: None, pins: Vec::new(), timeout_s, copy_timeout_s }
+    }
+}
+
+impl<L> Link<L> {
+    fn remote(&self) -> Option<&Remote> {
+        match self {
+            Self::Remote(remote) => Some(remote),
+            Self::Local(_) | Self::Sim(_) => None,
+        }
+    }
+}
+
 /// A simulated node.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -235,6 +252,13 @@ pub struct Remote {
     /// The only certificates that are accepted of the node, with `https`: SHA-256 in hexadecimal. With `ca` both must hold.
     #[serde(default)]
     pub pins: Vec<String>,
+    /// Seconds that the node may take for a call that copies nothing; it may wait for an earlier call, a guest or a session. A
+    /// mere look gets 20 at most.
+    #[serde(default = "defaults::timeout_s")]
+    pub timeout_s: u64,
+    /// Seconds that it may take for a call that copies or zeroes a whole volume.
+    #[serde(default = "defaults::copy_timeout_s")]
+    pub copy_timeout_s: u64,
 }
 
 /// A storage node.
@@ -530,6 +554,12 @@ mod defaults {
     pub(super) fn detach_wait_s() -> u64 {
         8
     }
+    pub(super) fn timeout_s() -> u64 {
+        60
+    }
+    pub(super) fn copy_timeout_s() -> u64 {
+        5 * 3600
+    }
 }
 
 /// Why a configuration is refused.
@@ -592,6 +622,11 @@ impl Config {
             if bucket.burst == 0 || !(0.001..=1e6).contains(&bucket.per_second) {
                 return invalid("gateway.throttle: burst is at least 1, per_second from 0.001 to 1000000".into());
             }
+        }
+        let storage = self.volume_nodes.iter().filter_map(|node| node.delegate.remote());
+        let mut remotes = storage.chain(self.vmm_nodes.iter().filter_map(|node| node.delegate.remote()));
+        if remotes.any(|remote| remote.timeout_s == 0 || remote.copy_timeout_s == 0) {
+            return invalid("remote: timeout_s and copy_timeout_s are at least 1".into());
         }
         let mut names = HashSet::new();
         let nodes = self.volume_nodes.iter().map(|n| (&n.name, &n.zone));

@@ -36,6 +36,8 @@ mod delegate_contract;
 mod dev;
 #[path = "it/docs.rs"]
 mod docs;
+#[path = "it/faults/mod.rs"]
+mod faults;
 #[path = "it/lanes.rs"]
 mod lanes;
 #[path = "it/layers.rs"]

@@ -29,11 +29,7 @@ use crate::config::{ConfigError, Remote};
 use crate::ids::{SnapshotId, VolumeId};
 use crate::sigv4;
 
-/// For verbs that copy whole volumes, which takes hours for the biggest.
-const LONG: Duration = Duration::from_secs(5 * 3600);
-/// For verbs that only change things; they may wait for an earlier call, a guest or a session.
-const SHORT: Duration = Duration::from_secs(60);
-/// For a look.
+/// For a look, at most.
 const LOOK: Duration = Duration::from_secs(20);
 /// The longest answer that is read, in bytes. An observation has about a hundred a volume.
 const MOST_ANSWER: usize = 64 << 20;
@@ -49,6 +45,10 @@ pub struct Client {
     peer: Peer,
     /// The life of the delegate that calls are for, as it said itself; empty before it was asked.
     life: Mutex<String>,
+    /// For verbs that copy whole volumes, which takes hours for the biggest.
+    long: Duration,
+    /// For verbs that only change things; they may wait for an earlier call, a guest or a session.
+    short: Duration,
 }
 
 impl Client {
@@ -61,7 +61,9 @@ impl Client {
         let invalid = |why| ConfigError::Invalid(format!("node {node}: {why}"));
         let peer = Peer::new(&remote.url, &trust).map_err(invalid)?;
         let key = wire::key(&remote.key)?;
-        Ok(Self { node: node.into(), key, url: remote.url.clone(), trust, peer, life: Mutex::default() })
+        let (long, short) = (Duration::from_secs(remote.copy_timeout_s), Duration::from_secs(remote.timeout_s));
+        let (url, life) = (remote.url.clone(), Mutex::default());
+        Ok(Self { node: node.into(), key, url, trust, peer, life, long, short })
     }
 
     async fn ensure<S: Serialize, T: DeserializeOwned>(
@@ -157,11 +159,11 @@ impl SnapshotSource for Client {
 #[async_trait]
 impl VolumeDelegate for Client {
     async fn snapshot_method(&self) -> Result<SnapshotMethod> {
-        self.call("snapshot_method", LOOK, &()).await
+        self.call("snapshot_method", self.short.min(LOOK), &()).await
     }
 
     async fn ensure_volume(&self, generation: Generation, spec: &VolumeSpec) -> Result<()> {
-        self.ensure("ensure_volume", LONG, generation, spec).await
+        self.ensure("ensure_volume", self.long, generation, spec).await
     }
 
     async fn ensure_restored(
@@ -171,79 +173,79 @@ impl VolumeDelegate for Client {
         source: Arc<dyn SnapshotSource>,
     ) -> Result<u8> {
         let restore = RestoreCall { restore: spec.clone(), from: source.grant(&spec.snapshot)? };
-        self.ensure("ensure_restored", SHORT, generation, restore).await
+        self.ensure("ensure_restored", self.short, generation, restore).await
     }
 
     async fn ensure_no_volume(&self, generation: Generation, volume: &VolumeId) -> Result<()> {
-        self.ensure("ensure_no_volume", SHORT, generation, volume).await
+        self.ensure("ensure_no_volume", self.short, generation, volume).await
     }
 
     async fn ensure_snapshot(&self, generation: Generation, spec: &SnapshotSpec) -> Result<SnapshotReport> {
-        self.ensure("ensure_snapshot", LONG, generation, spec).await
+        self.ensure("ensure_snapshot", self.long, generation, spec).await
     }
 
     async fn ensure_snapshot_copy(&self, generation: Generation, spec: &CopySpec) -> Result<SnapshotReport> {
-        self.ensure("ensure_snapshot_copy", LONG, generation, spec).await
+        self.ensure("ensure_snapshot_copy", self.long, generation, spec).await
     }
 
     async fn ensure_grown(&self, generation: Generation, spec: &VolumeSpec) -> Result<Growth> {
         // Thick volumes are zeroed before they grow.
-        self.ensure("ensure_grown", LONG, generation, spec).await
+        self.ensure("ensure_grown", self.long, generation, spec).await
     }
 
     async fn ensure_no_snapshot(&self, generation: Generation, spec: &SnapshotSpec) -> Result<()> {
-        self.ensure("ensure_no_snapshot", SHORT, generation, spec).await
+        self.ensure("ensure_no_snapshot", self.short, generation, spec).await
     }
 
     async fn ensure_exported(&self, generation: Generation, spec: &ExportSpec) -> Result<Portal> {
-        self.ensure("ensure_exported", SHORT, generation, spec).await
+        self.ensure("ensure_exported", self.short, generation, spec).await
     }
 
     async fn ensure_not_exported(&self, generation: Generation, volume: &VolumeId, but: &[String]) -> Result<()> {
         let body = EndExports { generation, volume: volume.clone(), but: but.to_vec() };
-        self.call("ensure_not_exported", SHORT, &body).await
+        self.call("ensure_not_exported", self.short, &body).await
     }
 
     async fn observe(&self) -> Result<StorageObservation> {
-        self.call("observe", LOOK, &()).await
+        self.call("observe", self.short.min(LOOK), &()).await
     }
 }
 
 #[async_trait]
 impl VmmDelegate for Client {
     async fn initiator_iqn(&self, machine: &str) -> Result<String> {
-        self.call("initiator_iqn", LOOK, &machine).await
+        self.call("initiator_iqn", self.short.min(LOOK), &machine).await
     }
 
     async fn ensure_connected(&self, generation: Generation, spec: &ConnectSpec) -> Result<()> {
-        self.ensure("ensure_connected", SHORT, generation, spec).await
+        self.ensure("ensure_connected", self.short, generation, spec).await
     }
 
     async fn ensure_disconnected(&self, generation: Generation, spec: &DiskSpec) -> Result<()> {
-        self.ensure("ensure_disconnected", SHORT, generation, spec).await
+        self.ensure("ensure_disconnected", self.short, generation, spec).await
     }
 
     async fn ensure_attached(&self, generation: Generation, spec: &DiskSpec) -> Result<()> {
-        self.ensure("ensure_attached", SHORT, generation, spec).await
+        self.ensure("ensure_attached", self.short, generation, spec).await
     }
 
     async fn ensure_detached(&self, generation: Generation, spec: &DiskSpec, force: bool) -> Result<Detach> {
-        self.ensure("ensure_detached", SHORT, generation, DetachSpec { disk: spec.clone(), force }).await
+        self.ensure("ensure_detached", self.short, generation, DetachSpec { disk: spec.clone(), force }).await
     }
 
     async fn ensure_grown(&self, generation: Generation, spec: &DiskSpec, size_bytes: u64) -> Result<Growth> {
-        self.ensure("ensure_grown", SHORT, generation, GrowSpec { disk: spec.clone(), size_bytes }).await
+        self.ensure("ensure_grown", self.short, generation, GrowSpec { disk: spec.clone(), size_bytes }).await
     }
 
     async fn ensure_paused(&self, generation: Generation, spec: &PauseSpec) -> Result<()> {
-        self.ensure("ensure_paused", SHORT, generation, spec).await
+        self.ensure("ensure_paused", self.short, generation, spec).await
     }
 
     async fn ensure_resumed(&self, generation: Generation, spec: &PauseSpec) -> Result<Pause> {
-        self.ensure("ensure_resumed", SHORT, generation, spec).await
+        self.ensure("ensure_resumed", self.short, generation, spec).await
     }
 
     async fn observe(&self) -> Result<VmmObservation> {
-        self.call("observe", LOOK, &()).await
+        self.call("observe", self.short.min(LOOK), &()).await
     }
 }

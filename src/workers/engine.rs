@@ -113,8 +113,24 @@ pub(super) trait OfKind {
     fn of<W: Workflow + serde::de::DeserializeOwned>(self) -> impl Future<Output = Self::Done> + Send;
 }
 
+/// The kinds of workflow that this program runs, by the names of their files. One that is not here is not run.
+const KINDS: [&str; 11] = [
+    "create_volume",
+    "delete_volume",
+    "modify_volume",
+    "attach_volume",
+    "detach_volume",
+    "create_snapshot",
+    "copy_snapshot",
+    "copy_volume",
+    "create_snapshots",
+    "delete_snapshot",
+    "repair_volume",
+];
+
 /// Every kind of workflow, by its name. `None`: this program knows no such kind.
 pub(super) async fn of_kind<T: OfKind>(kind: &str, what: T) -> Option<T::Done> {
+    let kind = KINDS.into_iter().find(|known| *known == kind)?;
     Some(match kind {
         "create_volume" => what.of::<create_volume::CreateVolume>().await,
         "delete_volume" => what.of::<delete_volume::DeleteVolume>().await,
@@ -129,6 +145,40 @@ pub(super) async fn of_kind<T: OfKind>(kind: &str, what: T) -> Option<T::Done> {
         "repair_volume" => what.of::<repair_volume::RepairVolume>().await,
         _ => return None,
     })
+}
+
+/// A kind of workflow, as tests enumerate them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Described {
+    /// Its name, as its rows have it.
+    pub kind: &'static str,
+    /// The names of its steps, in order.
+    pub steps: Vec<String>,
+    /// Whether its steps are undone when one fails for good; else it is tried for ever.
+    pub turns_back: bool,
+}
+
+/// Every kind of workflow that the workers run: what a test of all of them must go through.
+pub async fn catalogue() -> Vec<Described> {
+    let mut all = Vec::new();
+    for kind in KINDS {
+        all.extend(of_kind(kind, Describe(kind)).await);
+    }
+    all
+}
+
+struct Describe(&'static str);
+
+impl OfKind for Describe {
+    type Done = Described;
+
+    async fn of<W: Workflow + serde::de::DeserializeOwned>(self) -> Described {
+        Described {
+            kind: self.0,
+            steps: W::STEPS.iter().map(|step| format!("{step:?}")).collect(),
+            turns_back: W::ON_FAILURE == OnFailure::TurnBack,
+        }
+    }
 }
 
 /// What a step sees.

@@ -38,6 +38,7 @@ pub mod placement;
 pub mod repair_volume;
 pub mod sweeper;
 
+pub use engine::{Described, catalogue};
 use lanes::Lanes;
 pub use nodes::Nodes;
 pub use placement::Placement;

@@ -264,22 +264,22 @@ fn pause(disk: &DiskSpec) -> PauseSpec {
 /// The disk is attached.
 pub async fn a_pause_is_of_the_newest_generation_that_asked_for_it(vmm: &dyn VmmDelegate, disk: &DiskSpec) {
     let pauses = || async { observed(vmm, &disk.machine.name).await.paused };
-    let (old, new, own) = (Generation(200), Generation(201), pause(disk));
+    let ([old, new, newer], own) = ([200, 201, 202].map(Generation), pause(disk));
     // An undo, under the lease after that of the try which it undoes.
     vmm.ensure_paused(old, &own).await.unwrap();
     assert_eq!(vmm.ensure_resumed(new, &own).await.unwrap(), Pause::Broken);
     assert!(!pauses().await, "the guest waits for a pause to run out that nobody needs");
     // Another try.
-    for generation in [old, new] {
+    for generation in [new, newer] {
         vmm.ensure_paused(generation, &own).await.unwrap();
     }
-    assert_eq!(kind(vmm.ensure_paused(old, &own).await), ErrorKind::Stale);
-    assert_eq!(vmm.ensure_resumed(old, &own).await.unwrap(), Pause::Broken);
+    assert_eq!(kind(vmm.ensure_paused(new, &own).await), ErrorKind::Stale);
+    assert_eq!(vmm.ensure_resumed(new, &own).await.unwrap(), Pause::Broken);
     assert!(pauses().await, "a ghost ended the pause of its successor");
     // Another snapshot of the same volume.
     let other = pause(disk);
     vmm.ensure_paused(old, &other).await.unwrap();
-    assert_eq!(vmm.ensure_resumed(new, &own).await.unwrap(), Pause::Held);
+    assert_eq!(vmm.ensure_resumed(newer, &own).await.unwrap(), Pause::Held);
     assert!(pauses().await);
     assert_eq!(vmm.ensure_resumed(old, &other).await.unwrap(), Pause::Held);
     assert!(!pauses().await);
@@ -377,7 +377,7 @@ pub fn serve(service: impl Handler, key: &SecretSource, config: config::Server) 
     tokio::spawn(async move {
         server::serve(&config, listener, Arc::new(service), std::future::pending()).await.unwrap();
     });
-    config::Remote { url, key: key.clone(), ca, pins: vec![] }
+    config::Remote { ca, ..config::Remote::new(url, key.clone()) }
 }
 
 async fn a_snapshot_that_overflowed_is_lost_for_good(cloud: &SimCloud, storage: &dyn VolumeDelegate) {
@@ -417,7 +417,7 @@ async fn the_simulation_over_http_keeps_the_contract() {
     let stranger = Client::new("storage-2", &vmm).unwrap();
     let refused = VmmDelegate::observe(&stranger).await.unwrap_err();
     assert_eq!(refused.kind, ErrorKind::Retry, "{refused}");
-    let gone = config::Remote { url: "http://127.0.0.1:1".into(), key, ca: None, pins: vec![] };
+    let gone = config::Remote::new("http://127.0.0.1:1".into(), key);
     let refused = VmmDelegate::observe(&Client::new("vmm-1", &gone).unwrap()).await.unwrap_err();
     assert_eq!(refused.kind, ErrorKind::Retry, "{refused}");
 }
@@ -489,7 +489,7 @@ async fn a_node_that_was_restarted_or_says_nonsense_is_worth_another_try() {
             stream.write_all(text.as_bytes()).unwrap();
         }
     });
-    let client = Client::new("storage-1", &config::Remote { url, key, ca: None, pins: vec![] }).unwrap();
+    let client = Client::new("storage-1", &config::Remote::new(url, key)).unwrap();
     for _ in 0..2 {
         client.snapshot_method().await.expect("the second time over a new connection");
     }

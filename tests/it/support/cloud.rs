@@ -45,7 +45,12 @@ impl Cloud {
 
     /// Starts a gateway on a database and nodes that others may use too.
     pub async fn join(url: &str, sim: &SimCloud, more: &str) -> Self {
-        let config = configuration(url, more);
+        Self::join_nodes(url, sim, more, &simulated()).await
+    }
+
+    /// The same on the nodes of a configuration file's end.
+    pub async fn join_nodes(url: &str, sim: &SimCloud, more: &str, nodes: &str) -> Self {
+        let config = configuration(url, more, nodes);
         let sealer = Sealer::of(&config).unwrap();
         let stop = CancellationToken::new();
         let nodes = delegates::open(&config, sim, &stop).await.unwrap();
@@ -176,15 +181,10 @@ impl Drop for Cloud {
     }
 }
 
-fn configuration(url: &str, more: &str) -> Config {
-    let master_key = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/support/master.key");
-    let text = format!(
+/// Four nodes in memory.
+fn simulated() -> String {
+    format!(
         r#"
-        region = "us-east-1"
-        zones = ["us-east-1a", "us-east-1b"]
-        master_key = {{ file = "{master_key}" }}
-        database = {{ url = "{url}", pool = 8 }}
-        {more}
         [[volume_node]]
         name = "storage-a"
         zone = "us-east-1a"
@@ -204,10 +204,28 @@ fn configuration(url: &str, more: &str) -> Config {
         default_owner = "{ACCOUNT}"
         delegate = {{ sim = {{ machines = ["vm-3"] }} }}
         "#
-    );
-    let file = std::env::temp_dir().join(format!("vbs-test-{}.toml", uuid::Uuid::new_v4()));
-    std::fs::write(&file, text).unwrap();
-    let config = Config::load(&file).unwrap();
-    std::fs::remove_file(file).unwrap();
+    )
+}
+
+/// What stands in a gateway's file: the database, whatever else, the nodes.
+pub fn file(url: &str, more: &str, nodes: &str) -> String {
+    let master_key = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/support/master.key");
+    format!(
+        r#"
+        region = "us-east-1"
+        zones = ["us-east-1a", "us-east-1b"]
+        master_key = {{ file = "{master_key}" }}
+        database = {{ url = "{url}", pool = 8 }}
+        {more}
+        {nodes}
+        "#
+    )
+}
+
+fn configuration(url: &str, more: &str, nodes: &str) -> Config {
+    let path = std::env::temp_dir().join(format!("vbs-test-{}.toml", uuid::Uuid::new_v4()));
+    std::fs::write(&path, file(url, more, nodes)).unwrap();
+    let config = Config::load(&path).unwrap();
+    std::fs::remove_file(path).unwrap();
     config
 }

@@ -1,0 +1,442 @@
+//! The nodes, over HTTP, with somebody at the gate who knows of each call which step of which workflow makes it, and may do
+//! something to it.
+//!
+//! A call names its lease generation, and the database says whose that is and how far it has come: so what is struck is a
+//! point of a workflow, however many calls came before it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::StatusCode;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use vbs::config::{self, SecretSource};
+use vbs::delegate::guard::Guarded;
+use vbs::delegate::server::{StorageService, VmmService};
+use vbs::delegate::sim::{Fault as SimFault, FaultKind, SimCloud};
+use vbs::delegate::{DelegateError, ErrorKind, VmmDelegate, VolumeDelegate, wire};
+use vbs::server::{Handler, Request, Response};
+
+use super::wire::{Answer, serve};
+
+/// What injected errors say.
+pub const INJECTED: &str = "injected";
+
+/// Longer than the nodes' time-outs here.
+const TOO_LONG: Duration = Duration::from_secs(3);
+
+/// Where a workflow calls a node.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Point {
+    pub kind: String,
+    pub backward: bool,
+    pub step: usize,
+    pub verb: String,
+}
+
+/// What is done to a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strike {
+    /// It fails, and nothing was done.
+    Fails,
+    /// It fails for good, each time, and nothing was done.
+    FailsForGood,
+    /// The same, but everything was done.
+    DoneButFailsForGood,
+    /// It is done, and the connection breaks.
+    AnswerLost,
+    /// It comes twice.
+    Twice,
+    /// It does not arrive before the gate is opened.
+    Held,
+    /// It is done, and its answer waits until the gate is opened.
+    DoneThenHeld,
+    /// The node is at it for longer than its caller waits.
+    Slow,
+    /// The node's tool says something that nobody understands.
+    GarbageWords,
+    /// The answer is not HTTP.
+    GarbageHttp,
+    /// The answer is no JSON.
+    GarbageBody,
+    /// Nothing is done, and the node says that all is well.
+    Lie,
+    /// The connection breaks, and nothing listens any more, until [`Gate::come_back`].
+    Gone,
+}
+
+struct Armed {
+    point: Point,
+    strike: Strike,
+    /// The first call that was struck: a connection that breaks has the same call sent again at once.
+    first: Option<Bytes>,
+    struck: u32,
+}
+
+#[derive(Default)]
+struct State {
+    watched: &'static str,
+    armed: Vec<Armed>,
+    seen: Vec<Point>,
+    gone: bool,
+    turned_away: u32,
+    late: Vec<StatusCode>,
+    waiting: u32,
+}
+
+/// The one at the gate of all nodes.
+#[derive(Clone)]
+pub struct Gate {
+    pub sim: SimCloud,
+    database: Arc<tokio_postgres::Client>,
+    state: Arc<Mutex<State>>,
+    open: watch::Sender<u64>,
+    nodes: Arc<BTreeMap<&'static str, Node>>,
+    key: SecretSource,
+}
+
+struct Node {
+    url: String,
+    service: Mutex<Service>,
+}
+
+#[derive(Clone)]
+enum Service {
+    Storage(Arc<StorageService>),
+    Vmm(Arc<VmmService>),
+}
+
+impl Service {
+    fn new(sim: &SimCloud, name: &str, key: &SecretSource) -> Self {
+        let machines: &[&str] = if name == "vmm-a" { &["vm-1", "vm-2"] } else { &["vm-3"] };
+        let machines = machines.iter().map(ToString::to_string).collect();
+        if name.starts_with("storage") {
+            let node = Guarded::in_memory(Arc::new(sim.storage(name, &config::Sim::default())));
+            let node: Arc<dyn VolumeDelegate> = Arc::new(node);
+            Self::Storage(Arc::new(StorageService::new(name, key, node).unwrap()))
+        } else {
+            let node = Guarded::in_memory(Arc::new(sim.vmm(name, &config::Sim { machines, capacity_gib: None })));
+            let node: Arc<dyn VmmDelegate> = Arc::new(node);
+            Self::Vmm(Arc::new(VmmService::new(name, key, node).unwrap()))
+        }
+    }
+
+    async fn handle(&self, request: Request) -> Response {
+        match self {
+            Self::Storage(service) => service.handle(request).await,
+            Self::Vmm(service) => service.handle(request).await,
+        }
+    }
+}
+
+const NODES: [&str; 4] = ["storage-a", "storage-b", "vmm-a", "vmm-b"];
+
+impl Gate {
+    /// Serves the four nodes of a cloud; `dir` gets their key.
+    pub async fn start(sim: &SimCloud, database_url: &str, dir: &Path) -> Self {
+        let key = SecretSource::File(dir.join("key"));
+        std::fs::write(dir.join("key"), "0123456789abcdef0123456789abcdef").unwrap();
+        let (database, connection) = tokio_postgres::connect(database_url, tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        let listeners: Vec<_> = NODES
+            .iter()
+            .map(|name| {
+                let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+                listener.set_nonblocking(true).unwrap();
+                (*name, tokio::net::TcpListener::from_std(listener).unwrap())
+            })
+            .collect();
+        let node = |(name, listener): &(&'static str, tokio::net::TcpListener)| {
+            let url = format!("http://{}", listener.local_addr().unwrap());
+            (*name, Node { url, service: Mutex::new(Service::new(sim, name, &key)) })
+        };
+        let gate = Self {
+            sim: sim.clone(),
+            database: Arc::new(database),
+            state: Arc::default(),
+            open: watch::Sender::new(0),
+            nodes: Arc::new(listeners.iter().map(node).collect()),
+            key: key.clone(),
+        };
+        for (name, listener) in listeners {
+            let gate = gate.clone();
+            tokio::spawn(serve(listener, move |request| {
+                let gate = gate.clone();
+                async move { gate.pass(name, request).await }
+            }));
+        }
+        gate
+    }
+
+    /// What a gateway's file says of the nodes. Calls have two seconds.
+    pub fn configuration(&self, account: &str) -> String {
+        let SecretSource::File(key) = &self.key else { unreachable!("it was put into a file") };
+        let node = |(name, node): (&&str, &Node)| {
+            let (kind, owner) = if name.starts_with("vmm") { ("vmm_node", account) } else { ("volume_node", "") };
+            let owner = if owner.is_empty() { String::new() } else { format!("default_owner = \"{owner}\"") };
+            format!(
+                "[[{kind}]]\nname = \"{name}\"\nzone = \"us-east-1{}\"\n{owner}\n\
+                 delegate = {{ remote = {{ url = \"{}\", key = {{ file = \"{}\" }}, timeout_s = 2, copy_timeout_s = 2 }} }}\n",
+                &name[name.len() - 1..],
+                node.url,
+                key.display(),
+            )
+        };
+        self.nodes.iter().map(node).collect()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// Forgets what was seen and armed, and looks at the calls of one kind of workflow from now on.
+    pub fn watch(&self, kind: &'static str) {
+        *self.state() = State { watched: kind, ..State::default() };
+    }
+
+    /// Where the workflow has called, in the order of the first calls.
+    pub fn seen(&self) -> Vec<Point> {
+        self.state().seen.clone()
+    }
+
+    /// Strikes the first call from a point; those that fail for good, all of them.
+    pub fn arm(&self, point: &Point, strike: Strike) {
+        self.state().armed.push(Armed { point: point.clone(), strike, first: None, struck: 0 });
+    }
+
+    /// How often a strike at the point has come down.
+    pub fn struck(&self, point: &Point) -> u32 {
+        self.state().armed.iter().filter(|armed| armed.point == *point).map(|armed| armed.struck).sum()
+    }
+
+    /// How many calls found nobody since the nodes are gone.
+    pub fn turned_away(&self) -> u32 {
+        self.state().turned_away
+    }
+
+    /// The nodes are there again, and know of no generation any more.
+    pub fn come_back(&self) {
+        for (name, node) in &*self.nodes {
+            *node.service.lock().unwrap() = Service::new(&self.sim, name, &self.key);
+        }
+        self.state().gone = false;
+    }
+
+    /// Strikes nobody any more.
+    pub fn disarm(&self) {
+        self.state().armed.clear();
+    }
+
+    /// Lets the calls in that were held, and gives what became of those that had not been done.
+    pub async fn let_in(&self) -> Vec<StatusCode> {
+        self.open.send_modify(|round| *round += 1);
+        while self.state().waiting > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        std::mem::take(&mut self.state().late)
+    }
+
+    async fn pass(&self, name: &'static str, request: Request) -> Answer {
+        let service = self.nodes[name].service.lock().unwrap().clone();
+        let Some(verb) = request.path().strip_prefix(wire::PATH).filter(|verb| !verb.contains('/')) else {
+            return Answer::Http(service.handle(request).await);
+        };
+        let verb = if name.starts_with("vmm") && verb == "ensure_grown" { "ensure_grown_disk" } else { verb }.to_owned();
+        let point = self.point(&verb, &request.body).await;
+        let strike = {
+            let mut state = self.state();
+            if state.gone {
+                state.turned_away += 1;
+                return Answer::Nothing;
+            }
+            point.and_then(|point| state.strike(point, &request.body))
+        };
+        match strike {
+            None => Answer::Http(service.handle(request).await),
+            Some(strike) => self.strike(strike, name, &verb, service, request).await,
+        }
+    }
+
+    /// Whose call it is. One that only looks names no generation: it is taken for the watched workflow's while that runs.
+    async fn point(&self, verb: &str, body: &[u8]) -> Option<Point> {
+        let watched = self.state().watched;
+        let body: Value = serde_json::from_slice(body).unwrap_or_default();
+        let row = match body["generation"].as_i64() {
+            Some(generation) => {
+                let whose = "SELECT kind, direction, step FROM workflows WHERE lease_generation = $1";
+                self.database.query_opt(whose, &[&generation]).await.ok()??
+            }
+            None => {
+                let live = "SELECT kind, direction, step FROM workflows \
+                            WHERE kind = $1 AND finished_at IS NULL AND lease_owner IS NOT NULL LIMIT 1";
+                self.database.query_opt(live, &[&watched]).await.ok()??
+            }
+        };
+        let backward = row.get::<_, String>(1) == "backward";
+        // The sweeper looks too, but not on the way back.
+        let kind: String = row.get(0);
+        if kind != watched || (verb == "observe" && !backward) {
+            return None;
+        }
+        let step = usize::try_from(row.get::<_, i32>(2)).unwrap();
+        Some(Point { kind, backward, step, verb: verb.to_owned() })
+    }
+
+    async fn strike(
+        &self,
+        strike: Strike,
+        name: &str,
+        verb: &str,
+        service: Service,
+        request: Request,
+    ) -> Answer {
+        let fails = |kind| refusal(kind, &format!("{verb} failed ({INJECTED})"));
+        // It is done though its caller may hang up.
+        let done = async |request| {
+            let service = service.clone();
+            tokio::spawn(async move { service.handle(request).await }).await.unwrap()
+        };
+        match strike {
+            Strike::Fails => fails(ErrorKind::Retry),
+            Strike::FailsForGood => fails(ErrorKind::Fatal),
+            Strike::DoneButFailsForGood => {
+                done(request).await;
+                fails(ErrorKind::Fatal)
+            }
+            Strike::AnswerLost => {
+                done(request).await;
+                Answer::Nothing
+            }
+            Strike::Twice => {
+                done(copy(&request)).await;
+                Answer::Http(done(request).await)
+            }
+            Strike::Held => self.hold(service, Some(request), None).await,
+            Strike::DoneThenHeld => {
+                let answer = done(request).await;
+                self.hold(service, None, Some(answer)).await
+            }
+            Strike::Slow => {
+                if let Some(verb) = sim_verb(name, verb) {
+                    self.sim.push_fault(SimFault::once(verb, FaultKind::Hang(TOO_LONG)));
+                }
+                Answer::Http(done(request).await)
+            }
+            Strike::GarbageWords => {
+                let words = "\u{0}\u{1b}[31m\u{fffd}]]>&'\"\r\n".repeat(2_000);
+                refusal(ErrorKind::Retry, &format!("{verb}: {words}"))
+            }
+            Strike::GarbageHttp => Answer::Noise,
+            Strike::GarbageBody => Answer::Http(json(StatusCode::OK, &b"\xff{\"kind\": [[["[..])),
+            Strike::Lie => Answer::Http(json(StatusCode::OK, lie(name, verb).to_string().into_bytes())),
+            Strike::Gone => {
+                self.state().gone = true;
+                Answer::Nothing
+            }
+        }
+    }
+
+    /// Waits for the gate to open, also when the caller does not.
+    async fn hold(&self, service: Service, request: Option<Request>, answer: Option<Response>) -> Answer {
+        self.state().waiting += 1;
+        let (gate, mut open) = (self.clone(), self.open.subscribe());
+        let held = tokio::spawn(async move {
+            let _ = open.changed().await;
+            let answer = match request {
+                Some(request) => {
+                    let answer = service.handle(request).await;
+                    gate.state().late.push(answer.status);
+                    answer
+                }
+                None => answer.expect("one of the two"),
+            };
+            gate.state().waiting -= 1;
+            answer
+        });
+        Answer::Http(held.await.unwrap())
+    }
+}
+
+impl State {
+    fn strike(&mut self, point: Point, body: &Bytes) -> Option<Strike> {
+        if !self.seen.contains(&point) {
+            self.seen.push(point.clone());
+        }
+        let armed = self.armed.iter_mut().find(|armed| armed.point == point)?;
+        let always = matches!(armed.strike, Strike::FailsForGood | Strike::DoneButFailsForGood);
+        let breaks = matches!(armed.strike, Strike::AnswerLost | Strike::GarbageHttp | Strike::Gone);
+        let same = armed.first.as_ref().is_some_and(|first| first == body);
+        if always || armed.struck == 0 || (breaks && same && armed.struck < 2) {
+            armed.first.get_or_insert_with(|| body.clone());
+            armed.struck += 1;
+            return Some(armed.strike);
+        }
+        None
+    }
+}
+
+fn refusal(kind: ErrorKind, message: &str) -> Answer {
+    let error = DelegateError { kind, message: message.to_owned() };
+    Answer::Http(json(wire::status(&error), serde_json::to_vec(&error).unwrap()))
+}
+
+fn json(status: StatusCode, body: impl Into<Bytes>) -> Response {
+    Response::new(status, "application/json", body)
+}
+
+fn copy(request: &Request) -> Request {
+    Request {
+        method: request.method.clone(),
+        uri: request.uri.clone(),
+        headers: request.headers.clone(),
+        body: request.body.clone(),
+        peer: request.peer,
+        id: request.id.clone(),
+    }
+}
+
+/// What the simulation calls the verb.
+fn sim_verb(node: &str, verb: &str) -> Option<&'static str> {
+    let known = [
+        "snapshot_method",
+        "ensure_volume",
+        "ensure_restored",
+        "ensure_no_volume",
+        "ensure_snapshot",
+        "ensure_snapshot_copy",
+        "ensure_grown",
+        "ensure_grown_disk",
+        "ensure_no_snapshot",
+        "ensure_exported",
+        "ensure_not_exported",
+        "ensure_connected",
+        "ensure_disconnected",
+        "ensure_attached",
+        "ensure_detached",
+        "ensure_paused",
+        "ensure_resumed",
+    ];
+    match verb {
+        "observe" if node.starts_with("vmm") => Some("observe_vmm"),
+        "observe" => Some("observe_storage"),
+        _ => known.into_iter().find(|name| *name == verb),
+    }
+}
+
+/// The answer of a node that has done what it was asked.
+fn lie(node: &str, verb: &str) -> Value {
+    match verb {
+        "ensure_restored" => json!(100),
+        "ensure_snapshot" | "ensure_snapshot_copy" => {
+            json!({ "size_bytes": 1_u64 << 30, "data_bytes": 0, "progress": 100 })
+        }
+        "ensure_grown" | "ensure_grown_disk" => json!("online"),
+        "ensure_exported" => json!({ "address": format!("{node}.sim:3260") }),
+        "ensure_detached" => json!("gone"),
+        "ensure_resumed" => json!("held"),
+        _ => Value::Null,
+    }
+}

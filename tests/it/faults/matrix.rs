@@ -1,0 +1,195 @@
+//! Every call of every step, there and back, and everything that can happen to it while its worker lives.
+
+use hyper::StatusCode;
+use vbs::ids::VolumeId;
+
+use super::agree::differences;
+use super::gate::{INJECTED, Point, Strike};
+use super::promises;
+use super::scenes::{Props, Scene};
+use super::stage::{Ended, Stage};
+
+/// What happens to a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    FailsBefore,
+    FailsForGood,
+    DoneButAnswerLost,
+    RunTwice,
+    HangsOnTheWay,
+    HangsAtWork,
+    GarbageWords,
+    GarbageHttp,
+    GarbageBody,
+    ClaimedNotDone,
+    LeaseExpired,
+    NodeGoneAndBackWithNoGeneration,
+}
+
+pub const FAULTS: [Fault; 12] = [
+    Fault::FailsBefore,
+    Fault::FailsForGood,
+    Fault::DoneButAnswerLost,
+    Fault::RunTwice,
+    Fault::HangsOnTheWay,
+    Fault::HangsAtWork,
+    Fault::GarbageWords,
+    Fault::GarbageHttp,
+    Fault::GarbageBody,
+    Fault::ClaimedNotDone,
+    Fault::LeaseExpired,
+    Fault::NodeGoneAndBackWithNoGeneration,
+];
+
+impl Fault {
+    fn strike(self) -> Strike {
+        match self {
+            Self::FailsBefore => Strike::Fails,
+            Self::FailsForGood => Strike::FailsForGood,
+            Self::DoneButAnswerLost => Strike::AnswerLost,
+            Self::RunTwice => Strike::Twice,
+            Self::HangsOnTheWay | Self::LeaseExpired => Strike::Held,
+            Self::HangsAtWork => Strike::Slow,
+            Self::GarbageWords => Strike::GarbageWords,
+            Self::GarbageHttp => Strike::GarbageHttp,
+            Self::GarbageBody => Strike::GarbageBody,
+            Self::ClaimedNotDone => Strike::Lie,
+            Self::NodeGoneAndBackWithNoGeneration => Strike::Gone,
+        }
+    }
+
+    /// Whether it can happen to a call of this verb: one that only looks can claim nothing.
+    pub fn fits(self, verb: &str) -> bool {
+        self != Self::ClaimedNotDone || !matches!(verb, "observe" | "snapshot_method")
+    }
+}
+
+/// Plays a scene, and strikes at a point of it. On the way back it is struck after `turn` has failed for good.
+pub async fn play(stage: &Stage, scene: Scene, turn: Option<&Point>, point: &Point, fault: Fault) {
+    let props = scene.prepare(stage).await;
+    let before = stage.newest().await;
+    stage.gate.watch(scene.kind());
+    if let Some(turn) = turn {
+        stage.gate.arm(turn, Strike::DoneButFailsForGood);
+    }
+    stage.gate.arm(point, fault.strike());
+    scene.call(stage, &props).await;
+    stage.until("struck", async || stage.gate.struck(point) > 0).await;
+    see_through(stage, scene, before, point, fault).await;
+    stage.settle().await;
+    stage.gate.disarm();
+    let late = stage.gate.let_in().await;
+    check_late(stage, point, &late).await;
+    let ended = stage.workflow_after(before, scene.kind()).await;
+    judge(stage, scene, point, fault, &ended).await;
+    if fault == Fault::ClaimedNotDone {
+        promises::hold(stage, scene, &point.verb, &props.volume).await;
+    } else if scene == Scene::RepairVolume {
+        // What it could not mend the sweeper sees again.
+        stage.sweep().await;
+        stage.settle().await;
+    }
+    agree_and_again(stage, scene, &props, &ended).await;
+    stage.walk_to_the_end().await;
+}
+
+/// Does what belongs to the fault while the workflow is under way.
+async fn see_through(stage: &Stage, scene: Scene, before: i64, point: &Point, fault: Fault) {
+    match fault {
+        Fault::FailsForGood => {
+            let turns_back = scene.turns_back().await;
+            let ended = async || {
+                let now = stage.workflow_after(before, scene.kind()).await;
+                let turned = "SELECT id FROM workflows WHERE direction = 'backward'";
+                let turned: Vec<i64> = stage.rows(turned).await.iter().map(|row| row.get(0)).collect();
+                let told = now.history.iter().any(|event| event.contains(INJECTED) && event.starts_with("failed"));
+                !now.outcome.is_empty() || (told && (point.backward || !turns_back || turned.contains(&now.id)))
+            };
+            stage.until("said to fail", ended).await;
+            stage.gate.disarm();
+        }
+        // Another worker claims it, and does it all, while the first one's call is still on its way.
+        Fault::LeaseExpired => {
+            let expired = "UPDATE workflows SET lease_until = now() - interval '1 s' \
+                           WHERE finished_at IS NULL AND lease_until IS NOT NULL";
+            stage.database.batch_execute(&format!("{expired}; NOTIFY vbs_workflows")).await.unwrap();
+        }
+        Fault::NodeGoneAndBackWithNoGeneration => {
+            stage.until("found gone", async || stage.gate.turned_away() > 1).await;
+            stage.gate.come_back();
+        }
+        _ => {}
+    }
+}
+
+/// A call that arrives when its worker was followed by another is refused, whatever it asks for.
+async fn check_late(stage: &Stage, point: &Point, late: &[StatusCode]) {
+    let looks = matches!(&*point.verb, "observe" | "snapshot_method");
+    // To be told that a pause is over, and whose it was not, harms nobody.
+    let resumed = point.verb == "ensure_resumed";
+    for status in late {
+        assert!(looks || resumed || *status == StatusCode::CONFLICT, "{point:?} came late and was answered {status}");
+    }
+    let paused = "vm-1 on vmm-a is paused";
+    assert!(!differences(stage).await.iter().any(|wrong| wrong.contains(paused)), "what came late paused the guest");
+}
+
+/// What went wrong once must not be seen by the caller; what goes wrong for good must be told.
+async fn judge(stage: &Stage, scene: Scene, point: &Point, fault: Fault, ended: &Ended) {
+    match fault {
+        Fault::ClaimedNotDone => {}
+        _ if scene == Scene::RepairVolume => {}
+        _ if point.backward => {
+            assert_eq!(ended.outcome, "undone", "{ended:#?}");
+            assert!(ended.error.contains(INJECTED), "why it turned back: {ended:#?}");
+        }
+        Fault::FailsForGood if scene.turns_back().await => {
+            let told = ended.outcome == "succeeded" || ended.error.contains(INJECTED);
+            assert!(told, "{ended:#?}");
+        }
+        _ => assert_eq!(ended.outcome, "succeeded", "{ended:#?}"),
+    }
+    if scene == Scene::DetachVolumeByForce {
+        stage.sim.hold_on("vm-1", false);
+    }
+}
+
+/// The rows and the nodes agree; and who did not get what they asked for gets it when they ask again.
+async fn agree_and_again(stage: &Stage, scene: Scene, props: &Props, ended: &Ended) {
+    assert_eq!(differences(stage).await, Vec::<String>::new(), "after {ended:#?}");
+    scene.bytes_are_right(stage, props).await;
+    let grown = "SELECT volume_id FROM volume_modifications WHERE state = 'completed'";
+    let has_it = scene == Scene::ModifyVolume && !stage.texts(grown).await.is_empty();
+    if ended.outcome == "succeeded" || has_it || scene == Scene::RepairVolume {
+        return;
+    }
+    let before = stage.newest().await;
+    scene.call(stage, props).await;
+    stage.settle().await;
+    let again = stage.workflow_after(before, scene.kind()).await;
+    assert_eq!(again.outcome, "succeeded", "the same call again: {again:#?}");
+    assert_eq!(differences(stage).await, Vec::<String>::new(), "after {again:#?}");
+    scene.bytes_are_right(stage, props).await;
+    if let Ok(id) = VolumeId::parse(&props.volume)
+        && scene == Scene::AttachVolume
+    {
+        stage.sim.guest_writes("vm-1", &id).expect("the guest has the disk");
+    }
+}
+
+/// Where the workflow of a scene calls the nodes when nothing goes wrong; or on the way back, when `turn` fails for good.
+pub async fn points(stage: &Stage, scene: Scene, turn: Option<&Point>) -> Vec<Point> {
+    let props = scene.prepare(stage).await;
+    stage.gate.watch(scene.kind());
+    if let Some(turn) = turn {
+        stage.gate.arm(turn, Strike::DoneButFailsForGood);
+    }
+    scene.call(stage, &props).await;
+    stage.settle().await;
+    stage.gate.disarm();
+    let seen = stage.gate.seen();
+    assert_eq!(differences(stage).await, Vec::<String>::new(), "without a fault");
+    scene.bytes_are_right(stage, &props).await;
+    stage.walk_to_the_end().await;
+    seen.into_iter().filter(|point| point.backward == turn.is_some()).collect()
+}
