@@ -63,7 +63,8 @@ def test_a_guest_gets_the_iops_of_its_volume_and_others_when_they_are_modified(l
         xen.sh(f"cd {GROUPS}; sed 's/riops=.*/riops={least} wiops={least}/' io.max > /tmp/max; cat /tmp/max > io.max")
         held = rate(guest)
         print(f"of {FEW} a second: {few:.0f}; of {MANY}: {many:.0f}; of {least}: {held:.1f}")
-        assert held <= least * 1.1 < many / 2
+        # One that was under way is counted when it is done.
+        assert held <= least * 1.1 + 1 < many / 2
         guest.run(END, timeout=240)
         cloud.detach(volume)
         cloud.delete_volume(volume)
