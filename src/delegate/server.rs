@@ -198,7 +198,7 @@ impl Handler for StorageService {
         }
         match self.door.verb(&request) {
             Ok(verb) => respond(self.answer(verb, &request.body).await),
-            Err(refusal) => refusal,
+            Err(refusal) => *refusal,
         }
     }
 
@@ -211,7 +211,7 @@ impl Handler for VmmService {
     async fn handle(&self, request: Request) -> Response {
         match self.door.verb(&request) {
             Ok(verb) => respond(self.answer(verb, &request.body).await),
-            Err(refusal) => refusal,
+            Err(refusal) => *refusal,
         }
     }
 
@@ -239,28 +239,24 @@ impl Door {
     }
 
     /// The verb of a call that is signed for this life of this node, and has not come before.
-    fn verb<'a>(&self, request: &'a Request) -> Result<&'a str, Response> {
-        let forbidden = |why: &str| refused(StatusCode::FORBIDDEN, why);
+    fn verb<'a>(&self, request: &'a Request) -> Result<&'a str, Box<Response>> {
+        let forbidden = |why: &str| Box::new(refused(StatusCode::FORBIDDEN, why));
         let now = Utc::now();
-        let once = self.check(request, now).map_err(|error| forbidden(&error.to_string()))?;
+        let mark = self.check(request, now).map_err(|error| forbidden(&error.to_string()))?;
         let verb = request.path().strip_prefix(wire::PATH).filter(|_| request.method == Method::POST);
-        let verb = verb.ok_or_else(|| refused(StatusCode::NOT_FOUND, "there is no such call"))?;
+        let verb = verb.ok_or_else(|| Box::new(refused(StatusCode::NOT_FOUND, "there is no such call")))?;
         if wire::life_of(request.query()) != Some(self.replays.life()) {
-            return Err(another_life(self.replays.life()));
+            return Err(Box::new(another_life(self.replays.life())));
         }
-        match once {
-            Some((signed_at, signature)) if self.replays.is_first(signed_at, signature, now) => Ok(verb),
+        match mark {
+            Some(mark) if self.replays.is_first(mark.signed_at, mark.signature, now) => Ok(verb),
             Some(_) => Err(forbidden("this very request came before, or is too old to tell")),
             None => Err(forbidden("a call is signed in its headers")),
         }
     }
 
     /// Verifies the signature; gives what tells it from others.
-    fn check(
-        &self,
-        request: &Request,
-        now: DateTime<Utc>,
-    ) -> Result<Option<(DateTime<Utc>, [u8; 32])>, sigv4::AuthError> {
+    fn check(&self, request: &Request, now: DateTime<Utc>) -> Result<Option<sigv4::Mark>, sigv4::AuthError> {
         let signed = sigv4::Request {
             method: request.method.as_str(),
             path: request.path(),
@@ -275,7 +271,7 @@ impl Door {
             return Err(sigv4::AuthError::Mismatch);
         }
         sigv4::verify(&signed, &presented, &self.key, now)?;
-        Ok(presented.once())
+        Ok(presented.mark())
     }
 }
 

@@ -6,7 +6,7 @@ use chrono::{DateTime, Duration, Utc};
 use sha2::{Digest, Sha256};
 
 use super::canonical::{self, Pair};
-use super::{AuthError, CLOCK_WINDOW, Presented, Request, Scheme, SigningKey, access_key_id, incomplete, time};
+use super::{AuthError, CLOCK_WINDOW, Mark, Presented, Request, Scheme, SigningKey, access_key_id, incomplete, time};
 
 pub(super) const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 const TERMINATOR: &str = "aws4_request";
@@ -174,8 +174,9 @@ impl Claim<'_> {
         &self.credential[self.scope_at..]
     }
 
-    pub(super) fn once(&self) -> Option<(DateTime<Utc>, [u8; 32])> {
-        self.presigned.is_none().then_some((self.time, self.signature))
+    pub(super) fn mark(&self) -> Option<Mark> {
+        let Self { time: signed_at, signature, .. } = *self;
+        self.presigned.is_none().then_some(Mark { signed_at, signature })
     }
 
     pub(super) fn signing_key(&self, secret: &str) -> SigningKey {

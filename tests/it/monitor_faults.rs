@@ -15,16 +15,16 @@ use vbs::delegate::{Detach, ErrorKind, Result, VmmDelegate};
 
 use crate::vmm_qemu::{GENERATION, Lab, MACHINE, Volume};
 
-/// What happens at a command. Those that keep silent cost the driver's ten seconds each, and get their turn less often.
+/// What happens at a command, and at every which of them. An answer that is lost costs the driver's ten seconds.
 const KINDS: [(&str, usize); 8] = [
-    ("hangs up before", 3),
-    ("hangs up after", 2),
-    ("refuses", 3),
-    ("babbles", 3),
-    ("breaks off", 3),
-    ("answers another", 4),
-    ("is late", 5),
-    ("loses the answer", 12),
+    ("hangs up before", 7),
+    ("hangs up after", 4),
+    ("refuses", 7),
+    ("babbles", 7),
+    ("breaks off", 7),
+    ("answers another", 9),
+    ("is late", 11),
+    ("loses the answer", 25),
 ];
 
 /// What goes wrong next, and what was asked so far.

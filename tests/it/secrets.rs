@@ -201,7 +201,7 @@ async fn no_log_no_row_and_no_file_of_a_whole_run_shows_a_secret() {
     let mut run = Run { dir: tempfile::tempdir().unwrap(), database: postgres::database().await, needles: Vec::new() };
     let [master, coming, storage_key, vmm_key, password] =
         ["master.key", "coming.key", "storage.secret", "vmm.secret", "password"].map(|name| run.secret(name));
-    let pins = ["storage", "vmm", "gateway"].map(|name| run.certificate(name));
+    let pins = ["storage", "vmm"].map(|name| run.certificate(name));
     fs::write(run.path("database-url"), format!("{}&password={password}", run.database)).unwrap();
     let addresses = [free_address(), free_address(), free_address()];
     write_configurations(&run, addresses, &pins, &tgtd, &shim);
@@ -294,7 +294,7 @@ async fn no_log_no_row_and_no_file_of_a_whole_run_shows_a_secret() {
     drop((processes, qemu, storage_key, vmm_key));
 }
 
-fn write_configurations(run: &Run, addresses: [SocketAddr; 3], pins: &[String; 3], tgtd: &Tgtd, shim: &Shim) {
+fn write_configurations(run: &Run, addresses: [SocketAddr; 3], pins: &[String; 2], tgtd: &Tgtd, shim: &Shim) {
     let [gateway, storage, vmm] = addresses;
     let (dir, tgt) = (run.dir.path().display(), tgtd.config());
     let (socket_dir, portal, tgtadm) = (tgt.socket_dir.display(), tgt.portal, shim.program());

@@ -4,7 +4,6 @@
 use std::fs;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -155,9 +154,10 @@ impl Node {
         let targets = tgt_show::targets(&shown);
         let names: Vec<&str> = targets.iter().map(|target| target.name.as_str()).collect();
         assert_eq!(names, [&self.neighbour.iqn, &export.iqn], "{case}: {shown}");
-        assert!(reads(portal, export), "{case}: {shown}");
+        let (reads, said) = reads(portal, export);
+        assert!(reads, "{case}: {said}\n{shown}");
         let stranger = ExportSpec { chap_secret: Secret("a-secret-of-nobody".into()), ..export.clone() };
-        assert!(!reads(portal, &stranger), "{case}: {shown}");
+        assert!(!self::reads(portal, &stranger).0, "{case}: {shown}");
         let end = Instant::now() + Duration::from_secs(60);
         while self.tgtd.tgtadm(&["--mode", "target", "--op", "show"]).contains("I_T nexus: ") {
             assert!(Instant::now() < end, "{case}: the log-out is not noticed");
@@ -170,8 +170,8 @@ fn write_at(file: &fs::File, bytes: &[u8]) -> std::io::Result<()> {
     std::os::unix::fs::FileExt::write_all_at(file, bytes, 0)
 }
 
-/// Whether an initiator gets in and finds what was written.
-fn reads(portal: &Portal, spec: &ExportSpec) -> bool {
+/// Whether an initiator gets in and finds what was written, and what it said.
+fn reads(portal: &Portal, spec: &ExportSpec) -> (bool, String) {
     let ExportSpec { iqn, chap_user, chap_secret: Secret(secret), initiator_iqn, .. } = spec;
     let options = format!(
         "driver=iscsi,transport=tcp,portal={},target={iqn},lun=1,user={chap_user},password={secret},\
@@ -181,36 +181,36 @@ fn reads(portal: &Portal, spec: &ExportSpec) -> bool {
     let mut command = Command::new("qemu-io");
     command.args(["--image-opts", &options, "-c", "read -P 0x5a 0 4096", "-c", "read -P 0 4096 4096"]);
     let output = command.stdin(Stdio::null()).output().expect("qemu-io is in the Debian package qemu-utils");
-    let said = String::from_utf8_lossy(&output.stdout);
-    output.status.success() && said.matches("read 4096/4096").count() == 2 && !said.contains("failed")
+    let [said, failed] = [&output.stdout, &output.stderr].map(|said| String::from_utf8_lossy(said).into_owned());
+    let right = output.status.success() && said.matches("read 4096/4096").count() == 2 && !said.contains("failed");
+    (right, said + &failed)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_export_lives_its_whole_life_whatever_any_of_its_commands_does() {
-    let cases = Arc::new(AtomicUsize::new(0));
-    let commands = Node::start().await.life(None).await;
+/// Runs lives on a node of their own, in the order of their faults.
+fn lives(faults: &[Option<(usize, &str)>]) -> Vec<String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (node, mut commands) = (Node::start().await, Vec::new());
+        for fault in faults {
+            commands = node.life(*fault).await;
+        }
+        commands
+    })
+}
+
+#[test]
+fn an_export_lives_its_whole_life_whatever_any_of_its_commands_does() {
+    let commands = lives(&[None]);
     assert!(commands.len() >= 12, "{commands:?}");
     // Those that hang do so beside each other, each kind and command on a tgtd of its own.
-    let slow = SLOW.iter().flat_map(|kind| (0..commands.len()).step_by(3).map(move |at| vec![(at, *kind)]));
-    let quick = QUICK.iter().map(|kind| (0..commands.len()).map(|at| (at, *kind)).collect());
-    let runs = slow.chain(quick).map(|faults: Vec<(usize, &'static str)>| {
-        let cases = Arc::clone(&cases);
-        tokio::spawn(async move {
-            let node = Node::start().await;
-            for fault in faults {
-                node.life(Some(fault)).await;
-                cases.fetch_add(1, Ordering::Relaxed);
-            }
-        })
-    });
-    for run in runs.collect::<Vec<_>>() {
-        run.await.unwrap();
+    let slow = SLOW.iter().flat_map(|kind| (0..commands.len()).step_by(3).map(move |at| vec![Some((at, *kind))]));
+    let quick = QUICK.iter().map(|kind| (0..commands.len()).map(|at| Some((at, *kind))).collect());
+    let runs: Vec<Vec<_>> = slow.chain(quick).collect();
+    let cases: usize = runs.iter().map(Vec::len).sum();
+    let threads: Vec<_> = runs.into_iter().map(|faults| std::thread::spawn(move || lives(&faults))).collect();
+    for thread in threads {
+        thread.join().unwrap();
     }
-    println!(
-        "{} cases: {} kinds of fault at {} commands ({})",
-        cases.load(Ordering::Relaxed),
-        QUICK.len() + SLOW.len(),
-        commands.len(),
-        commands.join(", ")
-    );
+    let (kinds, asked) = (QUICK.len() + SLOW.len(), commands.len());
+    println!("{cases} cases: {kinds} kinds of fault at {asked} commands ({})", commands.join(", "));
 }

@@ -158,8 +158,11 @@ const PORTALS: [&str; 11] = [
 ];
 const DEVICES: [&str; 6] = ["../sda", "/dev/../sda", "/dev/disk/by-id/x", "sda b", "sda\0", "sda,x=y"];
 
+/// Where a field is, and what it may not be.
+type Field = (String, Vec<&'static str>);
+
 /// The specification of each verb, and what no field of it may be.
-fn calls() -> Vec<(&'static str, Value, Vec<(String, Vec<&'static str>)>)> {
+fn calls() -> Vec<(&'static str, Value, Vec<Field>)> {
     let export = json!({
         "volume": "vol-0123abcd", "iqn": "iqn.2026-01.net.example:vol-0123abcd.1", "lun": 1, "chap_user": "vbs-1",
         "chap_secret": "0123456789abcdef", "initiator_iqn": "iqn.2026-01.net.example:m1",

@@ -227,8 +227,8 @@ impl TargetDriver for Tgt {
                 && other.name != spec.iqn
                 && !spec.is_beside(&other.name)
         };
-        let mut others = shown.iter().filter(|other| unwanted(other)).peekable();
-        if others.peek().is_some() {
+        let others: Vec<&Target> = shown.iter().filter(|other| unwanted(other)).collect();
+        if !others.is_empty() {
             for other in others {
                 refuse_while_in_use(other)?;
                 self.delete(other).await?;
@@ -261,9 +261,9 @@ impl TargetDriver for Tgt {
             let shown = self.targets().await?;
             let unwanted =
                 |target: &Target| volume_of(&target.name).as_ref() == Some(volume) && !but.contains(&target.name);
-            let found = || shown.iter().filter(|target| unwanted(target));
-            let Some(refusal) = found().find_map(|target| refuse_while_in_use(target).err()) else {
-                for target in found() {
+            let found: Vec<&Target> = shown.iter().filter(|target| unwanted(target)).collect();
+            let Some(refusal) = found.iter().find_map(|target| refuse_while_in_use(target).err()) else {
+                for target in found {
                     self.delete(target).await?;
                 }
                 return self.settle(unwanted, &mut secrets).await;

@@ -18,12 +18,17 @@ pub struct Tgtd {
 }
 
 impl Tgtd {
-    /// Starts one and waits until it takes connections.
+    /// Starts one and waits until it takes connections. A tgtd whose port somebody else has got meanwhile runs on without it.
     pub fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let portal = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let child = spawn(&dir, portal);
-        Self { dir, portal, child }
+        loop {
+            let dir = tempfile::tempdir().unwrap();
+            let portal = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+            let child = spawn(&dir, portal);
+            let tgtd = Self { dir, portal, child };
+            if tgtd.tgtadm(&["--mode", "portal", "--op", "show"]).contains(&portal.to_string()) {
+                return tgtd;
+            }
+        }
     }
 
     /// Kills it, so that it forgets all it had, and starts it again at the same address.
