@@ -140,9 +140,11 @@ class Client:
         described = b""
         while not self.crowd.over() and (described is None or b"available" not in STATUS.findall(described)):
             described = await self.call("DescribeVolumes", **{"VolumeId.1": volume})
-        await self.call("CreateTags", **{"ResourceId.1": volume, "Tag.1.Key": "Name", "Tag.1.Value": volume})
+        if not self.crowd.over():
+            await self.call("CreateTags", **{"ResourceId.1": volume, "Tag.1.Key": "Name", "Tag.1.Value": volume})
         for _ in range(chance.randint(2, 8)):
-            await self.look(volume, chance)
+            if not self.crowd.over():
+                await self.look(volume, chance)
         await self.call("DeleteVolume", VolumeId=volume)
 
     async def look(self, volume, chance):

@@ -15,8 +15,14 @@ def serving(handler):
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
 
+    async def handle(reader, writer):
+        try:
+            await handler(reader, writer)
+        except asyncio.CancelledError:
+            writer.close()  # it is over
+
     async def listen():
-        return await asyncio.start_server(handler, "127.0.0.1", 0, backlog=2048)
+        return await asyncio.start_server(handle, "127.0.0.1", 0, backlog=2048)
 
     server = asyncio.run_coroutine_threadsafe(listen(), loop).result(60)
     host, port = server.sockets[0].getsockname()
