@@ -1,38 +1,30 @@
 //! The sweeper: compares what the nodes report with what the rows say, learns of nodes and machines, and enqueues repairs.
 //!
-//! [`plan`] is pure. The executor looks at the nodes first and at the rows afterwards, so that what was being changed
-//! meanwhile shows as a live workflow, and is left alone. Nothing here touches a node: a repair runs as a workflow of its
-//! volume, in order with the others, and looks again.
+//! What differs is [`super::differences`]' to say. Nothing here touches a node: a repair runs as a workflow of its volume, in
+//! order with the others, and looks again.
 //!
-//! A node that does not answer holds up nothing of the others: what it says late is compared in the round after.
-//!
-//! A disk or a log-in that no attachment has is taken back only if its target's name was made for an attachment of ours that is
-//! over. Another name, however much it looks like one of ours, may be that of another vbs with the same nodes.
+//! What is attached is compared at every round. Volumes and snapshots, of which there may be very many, and which seldom go by
+//! themselves, are compared now and then.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::future::Future;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::DateTime;
 use diesel_async::AsyncConnection;
-use futures_util::FutureExt;
-use tokio::task::JoinSet;
-use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::repair_volume::{self, Leftover};
-use super::{Context, detach_volume, engine};
-use crate::db::attachments::Located;
+use super::differences::{self, Difference, Remedy, What};
+use super::look::{self, Asked, Observed, Scope};
+use super::{Context, detach_volume, engine, repair_volume};
 use crate::db::instances::Instance;
-use crate::db::{self, attachments, gone, instances, nodes, volumes, workflows};
-use crate::delegate::{DelegateError, MachineRef, ObservedExport, ObservedMachine, StorageObservation, VmmObservation};
-use crate::ids::{InstanceId, VolumeId};
+use crate::db::{self, attachments, compare, gone, instances, nodes, volumes, workflows};
+use crate::delegate::{ObservedMachine, VmmObservation};
+use crate::ids::InstanceId;
 use crate::state::InstanceState;
 
-/// The longest a node may take to report.
-const OBSERVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often volumes and snapshots are compared, in rounds.
+const EVERYTHING_EVERY: u64 = 12;
+
 /// The longest that a round waits for nodes; what they report later is for the next one.
 const ROUND_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -44,13 +36,13 @@ pub(super) async fn run(context: Arc<Context>) {
     let mut beat = tokio::time::interval(Duration::from_secs(context.settings.sweep_s.max(1)));
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut asked = Asked::default();
-    for round in 0.. {
+    for round_number in 0.. {
         beat.tick().await;
-        let observed = observe(&context, &mut asked, ROUND_PATIENCE).await;
-        if let Err(error) = compare(&context, &observed).await {
+        let scope = if round_number % EVERYTHING_EVERY == 0 { Scope::Everything } else { Scope::Attached };
+        if let Err(error) = round(&context, scope, &mut asked, ROUND_PATIENCE).await {
             warn!(%error, "a sweep failed");
         }
-        if round % PURGE_EVERY == 0
+        if round_number % PURGE_EVERY == 0
             && let Err(error) = purge(&context).await
         {
             warn!(%error, "finished rows could not be forgotten");
@@ -58,70 +50,18 @@ pub(super) async fn run(context: Arc<Context>) {
     }
 }
 
-/// What the nodes reported, and why those that did not are missing.
-#[derive(Debug, Default)]
-struct Observed {
-    storage: BTreeMap<String, StorageObservation>,
-    hypervisors: BTreeMap<String, VmmObservation>,
-    silent: BTreeMap<String, String>,
-}
-
-/// What the nodes are asked, over one round and the next: each node once at a time.
-#[derive(Default)]
-struct Asked {
-    storage: Asking<StorageObservation>,
-    hypervisors: Asking<VmmObservation>,
-}
-
-/// Nodes of one kind that are being asked.
-struct Asking<T> {
-    nodes: BTreeSet<String>,
-    running: JoinSet<(String, Report<T>)>,
-}
-
-impl<T> Default for Asking<T> {
-    fn default() -> Self {
-        Self { nodes: BTreeSet::new(), running: JoinSet::new() }
-    }
-}
-
-type Report<T> = Result<crate::delegate::Result<T>, tokio::time::error::Elapsed>;
-
-impl<T: Send + 'static> Asking<T> {
-    /// Asks a node, unless it is being asked.
-    fn ask(&mut self, node: &str, observe: impl Future<Output = crate::delegate::Result<T>> + Send + 'static) {
-        if self.nodes.insert(node.to_owned()) {
-            let node = node.to_owned();
-            self.running.spawn(async move {
-                let report = AssertUnwindSafe(tokio::time::timeout(OBSERVE_TIMEOUT, observe)).catch_unwind().await;
-                (node, report.unwrap_or_else(|_| Ok(Err(DelegateError::retry("the delegate stopped in its work")))))
-            });
-        }
-    }
-
-    /// What is reported until then.
-    async fn reports(&mut self, until: Instant) -> Vec<(String, Report<T>)> {
-        let mut reports = Vec::new();
-        while let Ok(Some(Ok((node, report)))) = tokio::time::timeout_at(until, self.running.join_next()).await {
-            self.nodes.remove(&node);
-            reports.push((node, report));
-        }
-        reports
-    }
-}
-
-/// One round, in which every node is waited for.
+/// One round, of all there is, in which every node is waited for.
 pub async fn sweep(context: &Context) -> db::Result<()> {
-    let observed = observe(context, &mut Asked::default(), OBSERVE_TIMEOUT * 2).await;
-    compare(context, &observed).await
+    round(context, Scope::Everything, &mut Asked::default(), look::ALL).await
 }
 
-/// Compares what the nodes reported with the rows.
-async fn compare(context: &Context, observed: &Observed) -> db::Result<()> {
+async fn round(context: &Context, scope: Scope, asked: &mut Asked, patience: Duration) -> db::Result<()> {
+    let since = look::now(context).await?;
+    let (observed, since) = look::observe(&context.nodes, asked, since, patience).await;
     let mut conn = context.pool.get().await?;
     let every_s = i32::try_from(context.settings.sweep_s).unwrap_or(i32::MAX);
     // As with machines, below: what one node reports must not keep the others from being mended.
-    if let Err(error) = nodes::record(&mut conn, &seen(context, observed), every_s).await {
+    if let Err(error) = nodes::record(&mut conn, &seen(context, &observed), every_s).await {
         warn!(%error, "what the nodes reported could not be recorded");
     }
     for (node, report) in &observed.hypervisors {
@@ -131,25 +71,22 @@ async fn compare(context: &Context, observed: &Observed) -> db::Result<()> {
         }
     }
     let mut enqueued = end_with_their_instances(&mut conn).await?;
-    // Of nodes that say nothing there is nothing to compare.
-    let storage: Vec<&str> = observed.storage.keys().map(String::as_str).collect();
-    let hypervisors: Vec<&str> = observed.hypervisors.keys().map(String::as_str).collect();
-    let attached = attachments::attached_on(&mut conn, &storage, &hypervisors).await?;
-    let exports: Vec<&ObservedExport> = observed.storage.values().flat_map(|report| &report.exports).collect();
-    let iqns: Vec<&str> = exports.iter().map(|export| export.iqn.as_str()).collect();
-    let wanted = attachments::live_among(&mut conn, &iqns).await?;
-    let unwanted = exports.iter().filter(|export| !wanted.contains(&export.iqn));
-    let unwanted = unwanted.map(|export| export.volume.clone()).collect();
-    let leftovers = leftovers(&mut conn, &attached, observed).await?;
-    let mut repairs = plan(&attached, observed, unwanted);
-    repairs.extend(leftovers.keys().cloned());
-    for volume in repairs {
-        // A volume that is gone may still have left a disk somewhere.
-        let known = leftovers.contains_key(&volume) || volumes::find(&mut conn, &volume).await?.is_some();
-        if known && !workflows::any_changing(&mut conn, &volume).await? {
-            let leftovers = leftovers.get(&volume).map_or(&[][..], Vec::as_slice);
-            enqueued |= repair_volume::enqueue(&mut conn, &volume, leftovers).await?;
-            info!(%volume, "the nodes do not match the rows: repair");
+    let found = look::between(&mut conn, &observed, scope, since).await?;
+    for difference in &found {
+        match &difference.remedy {
+            Remedy::Nothing(_) => debug!(%difference, "left alone"),
+            Remedy::Repair(..) => info!(%difference, "the nodes do not match the rows"),
+        }
+    }
+    enqueued |= mend(&mut conn, &found).await?;
+    if scope == Scope::Everything {
+        for (node, report) in &observed.storage {
+            let missing = found.iter().filter(|one| one.node == *node && one.what == What::VolumeMissing);
+            let missing: Vec<&str> = missing.map(|one| one.name.as_str()).collect();
+            if !missing.is_empty() {
+                warn!(node, volumes = missing.len(), "does not have all its volumes: vbs audit names them");
+            }
+            compare::record_missing(&mut conn, node, &missing, &report.volumes).await?;
         }
     }
     drop(conn);
@@ -159,40 +96,13 @@ async fn compare(context: &Context, observed: &Observed) -> db::Result<()> {
     Ok(())
 }
 
-/// Asks every node at once, and waits so long at most for what they report.
-async fn observe(context: &Context, asked: &mut Asked, patience: Duration) -> Observed {
-    for (name, node) in &context.nodes.volume {
-        let delegate = Arc::clone(&node.delegate);
-        asked.storage.ask(name, async move { delegate.observe().await });
+/// Enqueues the repairs of these differences; tells whether there were any that were not under way already.
+pub(super) async fn mend(conn: &mut db::Conn, found: &[Difference]) -> db::Result<bool> {
+    let mut enqueued = false;
+    for (volume, repair) in differences::repairs(found) {
+        enqueued |= repair_volume::enqueue(conn, &volume, repair).await?;
     }
-    for (name, node) in &context.nodes.vmm {
-        let delegate = Arc::clone(&node.delegate);
-        asked.hypervisors.ask(name, async move { delegate.observe().await });
-    }
-    let until = Instant::now() + patience;
-    let (storage, hypervisors) = tokio::join!(asked.storage.reports(until), asked.hypervisors.reports(until));
-    let mut observed = Observed::default();
-    observed.storage = sort_out(storage, &mut observed.silent);
-    observed.hypervisors = sort_out(hypervisors, &mut observed.silent);
-    observed
-}
-
-/// Those that reported; why the others did not goes to `silent`.
-fn sort_out<T>(reports: Vec<(String, Report<T>)>, silent: &mut BTreeMap<String, String>) -> BTreeMap<String, T> {
-    let mut reported = BTreeMap::new();
-    for (name, report) in reports {
-        let error = match report {
-            Ok(Ok(report)) => {
-                reported.insert(name, report);
-                continue;
-            }
-            Ok(Err(error)) => engine::legible(&error.message),
-            Err(_) => format!("no answer within {} s", OBSERVE_TIMEOUT.as_secs()),
-        };
-        warn!(node = name, error, "does not report");
-        silent.insert(name, error);
-    }
-    reported
+    Ok(enqueued)
 }
 
 /// What is recorded of the nodes that have reported, or have not in time.
@@ -225,88 +135,10 @@ fn seen(context: &Context, observed: &Observed) -> Vec<nodes::Seen> {
         nodes::Seen { drivers, ..nothing }
     });
     let heard_of = |name: &String| {
-        [
-            observed.storage.contains_key(name),
-            observed.hypervisors.contains_key(name),
-            observed.silent.contains_key(name),
-        ]
-        .contains(&true)
+        let known = [observed.storage.contains_key(name), observed.hypervisors.contains_key(name)];
+        known.contains(&true) || observed.silent.contains_key(name)
     };
     storage.chain(hypervisors).filter(|seen| heard_of(&seen.name)).collect()
-}
-
-/// The disks and log-ins that hypervisor nodes have of attachments which are over, by volume.
-async fn leftovers(
-    conn: &mut db::Conn,
-    attached: &[Located],
-    observed: &Observed,
-) -> db::Result<BTreeMap<VolumeId, Vec<Leftover>>> {
-    let wanted: BTreeSet<&str> = attached.iter().map(|(attachment, _)| attachment.iqn.as_str()).collect();
-    let mut found = Vec::new();
-    for (node, report) in &observed.hypervisors {
-        let mut add = |volume: &VolumeId, iqn: &String, machine: Option<MachineRef>| {
-            if !wanted.contains(iqn.as_str()) {
-                found.push((volume.clone(), Leftover { node: node.clone(), iqn: iqn.clone(), machine }));
-            }
-        };
-        for session in &report.sessions {
-            add(&session.volume, &session.iqn, None);
-        }
-        for machine in &report.machines {
-            let meant = MachineRef { name: machine.name.clone(), uuid: machine.uuid.clone() };
-            machine.disks.iter().for_each(|disk| add(&disk.volume, &disk.iqn, Some(meant.clone())));
-        }
-    }
-    let iqns: Vec<&str> = found.iter().map(|(_, leftover)| leftover.iqn.as_str()).collect();
-    let ended = if iqns.is_empty() { Vec::new() } else { attachments::ended(conn, &iqns).await? };
-    let mut ended: HashSet<(String, VolumeId)> = ended.into_iter().collect();
-    for node in observed.hypervisors.keys() {
-        let here = found.iter().filter(|(volume, leftover)| {
-            leftover.node == *node && !ended.contains(&(leftover.iqn.clone(), volume.clone()))
-        });
-        let unknown: Vec<&str> = here.map(|(_, leftover)| leftover.iqn.as_str()).collect();
-        if !unknown.is_empty() {
-            ended.extend(gone::among(conn, node, &unknown).await?);
-        }
-    }
-    let mut over: BTreeMap<VolumeId, Vec<Leftover>> = BTreeMap::new();
-    for (volume, leftover) in found {
-        if ended.contains(&(leftover.iqn.clone(), volume.clone())) {
-            over.entry(volume).or_default().push(leftover);
-        } else {
-            debug!(%volume, ?leftover, "is no attachment's, and none of ours that is over: it is left alone");
-        }
-    }
-    Ok(over)
-}
-
-/// The volumes to repair: attached ones whose export or disk is missing, and exports without an attachment.
-fn plan(attached: &[Located], observed: &Observed, unwanted: BTreeSet<VolumeId>) -> BTreeSet<VolumeId> {
-    let mut repairs = unwanted;
-    let whole: HashMap<&str, HashSet<&str>> = observed
-        .storage
-        .iter()
-        .map(|(node, report)| {
-            let whole = report.exports.iter().filter(|export| export.whole);
-            (node.as_str(), whole.map(|export| export.iqn.as_str()).collect())
-        })
-        .collect();
-    for (attachment, ends) in attached {
-        let exported = whole.get(ends.volume_node.as_str()).is_none_or(|iqns| iqns.contains(attachment.iqn.as_str()));
-        let plugged = observed.hypervisors.get(&ends.vmm_node).is_none_or(|report| {
-            let machine = report.machines.iter().find(|machine| machine.uuid == ends.machine_uuid);
-            machine.is_none_or(|machine| !machine.running || has_disk(machine, attachment))
-        });
-        if !exported || !plugged {
-            repairs.insert(attachment.volume_id.clone());
-        }
-    }
-    repairs
-}
-
-fn has_disk(machine: &ObservedMachine, attachment: &attachments::Attachment) -> bool {
-    let mut disks = machine.disks.iter();
-    disks.any(|disk| disk.attached && disk.volume == attachment.volume_id && disk.iqn == attachment.iqn)
 }
 
 /// Gives every machine that a node reports its instance id, and keeps what is known of it up to date. A machine that is no
