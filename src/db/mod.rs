@@ -12,6 +12,7 @@ use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 pub mod access_keys;
 pub mod accounts;
 pub mod attachments;
+pub mod compare;
 pub mod describe_instances;
 pub mod describe_modifications;
 pub mod describe_snapshots;
