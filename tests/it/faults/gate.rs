@@ -20,6 +20,7 @@ use vbs::delegate::sim::{Fault as SimFault, FaultKind, SimCloud};
 use vbs::delegate::{DelegateError, ErrorKind, VmmDelegate, VolumeDelegate, wire};
 use vbs::server::{Handler, Request, Response};
 
+use super::rows::Rows;
 use super::wire::{Answer, serve};
 
 /// What injected errors say.
@@ -91,7 +92,7 @@ struct State {
 #[derive(Clone)]
 pub struct Gate {
     pub sim: SimCloud,
-    database: Arc<tokio_postgres::Client>,
+    rows: Arc<Rows>,
     state: Arc<Mutex<State>>,
     open: watch::Sender<u64>,
     nodes: Arc<BTreeMap<&'static str, Node>>,
@@ -136,11 +137,9 @@ const NODES: [&str; 4] = ["storage-a", "storage-b", "vmm-a", "vmm-b"];
 
 impl Gate {
     /// Serves the four nodes of a cloud; `dir` gets their key.
-    pub async fn start(sim: &SimCloud, database_url: &str, dir: &Path) -> Self {
+    pub fn start(sim: &SimCloud, database_url: &str, dir: &Path) -> Self {
         let key = SecretSource::File(dir.join("key"));
         std::fs::write(dir.join("key"), "0123456789abcdef0123456789abcdef").unwrap();
-        let (database, connection) = tokio_postgres::connect(database_url, tokio_postgres::NoTls).await.unwrap();
-        tokio::spawn(connection);
         let listeners: Vec<_> = NODES
             .iter()
             .map(|name| {
@@ -155,7 +154,7 @@ impl Gate {
         };
         let gate = Self {
             sim: sim.clone(),
-            database: Arc::new(database),
+            rows: Arc::new(Rows::of(database_url)),
             state: Arc::default(),
             open: watch::Sender::new(0),
             nodes: Arc::new(listeners.iter().map(node).collect()),
@@ -264,17 +263,18 @@ impl Gate {
     async fn point(&self, verb: &str, body: &[u8]) -> Option<Point> {
         let watched = self.state().watched;
         let body: Value = serde_json::from_slice(body).unwrap_or_default();
-        let row = match body["generation"].as_i64() {
+        let rows = match body["generation"].as_i64() {
             Some(generation) => {
                 let whose = "SELECT kind, direction, step FROM workflows WHERE lease_generation = $1";
-                self.database.query_opt(whose, &[&generation]).await.ok()??
+                self.rows.query(whose, &[&generation]).await
             }
             None => {
                 let live = "SELECT kind, direction, step FROM workflows \
                             WHERE kind = $1 AND finished_at IS NULL AND lease_owner IS NOT NULL LIMIT 1";
-                self.database.query_opt(live, &[&watched]).await.ok()??
+                self.rows.query(live, &[&watched]).await
             }
         };
+        let row = rows.first()?;
         let backward = row.get::<_, String>(1) == "backward";
         // The sweeper looks too, but not on the way back.
         let kind: String = row.get(0);

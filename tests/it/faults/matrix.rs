@@ -112,7 +112,8 @@ async fn see_through(stage: &Stage, scene: Scene, before: i64, point: &Point, fa
         Fault::LeaseExpired => {
             let expired = "UPDATE workflows SET lease_until = now() - interval '1 s' \
                            WHERE finished_at IS NULL AND lease_until IS NOT NULL";
-            stage.database.batch_execute(&format!("{expired}; NOTIFY vbs_workflows")).await.unwrap();
+            stage.rows(expired).await;
+            stage.rows("NOTIFY vbs_workflows").await;
         }
         Fault::NodeGoneAndBackWithNoGeneration => {
             stage.until("found gone", async || stage.gate.turned_away() > 1).await;
@@ -123,7 +124,7 @@ async fn see_through(stage: &Stage, scene: Scene, before: i64, point: &Point, fa
 }
 
 /// A call that arrives when its worker was followed by another is refused, whatever it asks for.
-async fn check_late(stage: &Stage, point: &Point, late: &[StatusCode]) {
+pub async fn check_late(stage: &Stage, point: &Point, late: &[StatusCode]) {
     let looks = matches!(&*point.verb, "observe" | "snapshot_method");
     // To be told that a pause is over, and whose it was not, harms nobody.
     let resumed = point.verb == "ensure_resumed";
@@ -135,7 +136,7 @@ async fn check_late(stage: &Stage, point: &Point, late: &[StatusCode]) {
 }
 
 /// What went wrong once must not be seen by the caller; what goes wrong for good must be told.
-async fn judge(stage: &Stage, scene: Scene, point: &Point, fault: Fault, ended: &Ended) {
+pub async fn judge(stage: &Stage, scene: Scene, point: &Point, fault: Fault, ended: &Ended) {
     match fault {
         Fault::ClaimedNotDone => {}
         _ if scene == Scene::RepairVolume => {}
@@ -155,7 +156,7 @@ async fn judge(stage: &Stage, scene: Scene, point: &Point, fault: Fault, ended: 
 }
 
 /// The rows and the nodes agree; and who did not get what they asked for gets it when they ask again.
-async fn agree_and_again(stage: &Stage, scene: Scene, props: &Props, ended: &Ended) {
+pub async fn agree_and_again(stage: &Stage, scene: Scene, props: &Props, ended: &Ended) {
     assert_eq!(differences(stage).await, Vec::<String>::new(), "after {ended:#?}");
     scene.bytes_are_right(stage, props).await;
     let grown = "SELECT volume_id FROM volume_modifications WHERE state = 'completed'";

@@ -12,17 +12,23 @@ use std::sync::Mutex;
 use futures_util::FutureExt;
 
 use self::gate::Point;
+use self::kills::{KILLS, SHORT_LEASE};
 use self::matrix::FAULTS;
+use self::outages::Outage;
 use self::scenes::{SCENES, Scene};
 use self::stage::{CALM, Stage};
 use self::table::Table;
 use crate::support::cloud::Cloud;
 use crate::support::postgres;
+use crate::support::proxy::Proxy;
 
 mod agree;
 mod gate;
+mod kills;
 mod matrix;
+mod outages;
 mod promises;
+mod rows;
 mod scenes;
 mod stage;
 mod table;
@@ -31,15 +37,55 @@ mod wire;
 /// How many are played at once.
 const LANES: usize = 6;
 
+/// Names the scenes to play, by the beginning of their names, when it is not all.
+const ONLY: &str = "VBS_FAULTS";
+
 #[test]
 fn every_fault_at_every_call_of_every_step_is_seen_through_or_told() {
-    let only = std::env::var("VBS_FAULTS").unwrap_or_default();
+    let table = play_all(lanes(), async |(scene, backward)| lane(scene, backward).await);
+    report(&table, "Faults that a worker lives through, on simulated nodes over HTTP");
+}
+
+#[test]
+fn a_gateway_that_is_killed_at_any_call_of_any_step_is_followed_by_another() {
+    let table = play_all(lanes(), async |(scene, backward)| killed(scene, backward).await);
+    report(&table, "Gateways killed by SIGKILL, on simulated nodes over HTTP");
+}
+
+#[test]
+fn a_database_that_is_gone_at_any_call_of_any_step_is_waited_for() {
+    let table = play_all(lanes(), async |(scene, backward)| without_database(scene, backward, None).await);
+    report(&table, "Postgres gone for five seconds, on simulated nodes over HTTP");
+}
+
+#[test]
+fn a_database_that_crashes_at_any_call_of_any_step_is_waited_for() {
+    let halves = lanes().chunks(SCENES.len()).map(<[_]>::to_vec).collect();
+    let table = play_all(halves, async |lanes: Vec<(Scene, bool)>| {
+        let server = postgres::Own::start().await;
+        let mut played = Played::default();
+        for (scene, backward) in lanes {
+            let more = without_database(scene, backward, Some(&server)).await;
+            played.table.merge(more.table);
+            played.failures.extend(more.failures);
+        }
+        played
+    });
+    report(&table, "Postgres restarted, on simulated nodes over HTTP");
+}
+
+/// Every scene, on its way there and on its ways back; or those that the environment names.
+fn lanes() -> Vec<(Scene, bool)> {
+    let only = std::env::var(ONLY).unwrap_or_default();
     let scenes = SCENES.iter().filter(|scene| format!("{scene:?}").starts_with(&only));
-    let lanes = scenes.flat_map(|scene| [(*scene, false), (*scene, true)]).collect();
-    let table = play_all(lanes, async |(scene, backward)| lane(scene, backward).await);
+    scenes.flat_map(|scene| [(*scene, false), (*scene, true)]).collect()
+}
+
+/// Prints what was played, and fails when that was not all.
+fn report(table: &Table, title: &str) {
     let catalogue = vbs::workers::catalogue().now_or_never().expect("it waits for nothing");
-    table.print("Faults that a worker lives through, on simulated nodes over HTTP", &catalogue);
-    if only.is_empty() {
+    table.print(title, &catalogue);
+    if std::env::var(ONLY).is_err() {
         table.has_every_step(&catalogue);
     }
 }
@@ -102,6 +148,74 @@ async fn lane(scene: Scene, backward: bool) -> Played {
     played
 }
 
+/// Kills gateways at the points of a scene; on the way back, from its furthest step.
+async fn killed(scene: Scene, backward: bool) -> Played {
+    let mut played = Played::default();
+    let Some((mut stage, cases)) = found(scene, backward, &mut played).await else { return played };
+    let mut helper = None;
+    for (turn, point) in cases {
+        for kill in KILLS {
+            if helper.is_none() {
+                let url = postgres::database().await;
+                stage = Stage::set(&url, url.clone());
+                helper = Some(stage.gateway(SHORT_LEASE).await);
+            }
+            let with = helper.take().expect("it was started");
+            let case = kills::play(&stage, scene, turn.as_ref(), &point, kill, with);
+            match caught(case).await {
+                Ok(successor) => helper = Some(successor),
+                Err(words) => played.failures.push(format!("{scene:?}, {point:?}, turned at {turn:?}, {kill:?}: {words}")),
+            }
+            played.table.add(&point, &kill);
+        }
+    }
+    played
+}
+
+/// Takes the database away at the points of a scene: for a while, or, of a server of our own, by a crash.
+async fn without_database(scene: Scene, backward: bool, own: Option<&postgres::Own>) -> Played {
+    let outage = if own.is_some() { Outage::PostgresRestarted } else { Outage::PostgresGoneFor5S };
+    let mut played = Played::default();
+    let Some((_, cases)) = found(scene, backward, &mut played).await else { return played };
+    let mut set = None;
+    for (turn, point) in cases {
+        if set.is_none() {
+            let url = match own {
+                Some(server) => server.database().await,
+                None => postgres::database().await,
+            };
+            let proxy = Proxy::start(&url);
+            let stage = Stage::set(&url, proxy.url.clone());
+            let gateway = stage.gateway(SHORT_LEASE).await;
+            set = Some((stage, proxy, gateway));
+        }
+        let (stage, proxy, _) = set.as_ref().expect("it was set up");
+        let case = outages::play(stage, scene, turn.as_ref(), &point, outage, proxy);
+        if let Err(words) = caught(case).await {
+            played.failures.push(format!("{scene:?}, {point:?}, turned at {turn:?}, {outage:?}: {words}"));
+            set = None;
+        }
+        played.table.add(&point, &outage);
+    }
+    played
+}
+
+/// The points of a scene, on the way back those from its furthest step, and the stage on which they were found.
+async fn found(scene: Scene, backward: bool, played: &mut Played) -> Option<(Stage, Vec<(Option<Point>, Point)>)> {
+    let Set { stage, _gateways } = Set::up().await;
+    match caught(cases(&stage, scene, backward)).await {
+        Ok(mut cases) => {
+            let furthest = cases.iter().filter_map(|(turn, _)| turn.as_ref().map(|turn| turn.step)).max();
+            cases.retain(|(turn, _)| turn.as_ref().map(|turn| turn.step) == furthest);
+            Some((stage, cases))
+        }
+        Err(words) => {
+            played.failures.push(format!("{scene:?} without a fault: {words}"));
+            None
+        }
+    }
+}
+
 /// The points of a scene that are struck, each with the one that fails for good before it on the way back.
 async fn cases(stage: &Stage, scene: Scene, backward: bool) -> Vec<(Option<Point>, Point)> {
     let there = matrix::points(stage, scene, None).await;
@@ -139,7 +253,7 @@ struct Set {
 impl Set {
     async fn up() -> Self {
         let url = postgres::database().await;
-        let stage = Stage::set(&url, url.clone()).await;
+        let stage = Stage::set(&url, url.clone());
         let gateways = [stage.gateway(CALM).await, stage.gateway(CALM).await];
         Self { stage, _gateways: gateways }
     }

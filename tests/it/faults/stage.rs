@@ -4,11 +4,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use tokio_postgres::{Client as Database, NoTls, Row};
+use tokio_postgres::Row;
 use vbs::delegate::sim::SimCloud;
 use vbs::workers::{self, Context};
 
 use super::gate::Gate;
+use super::rows::Rows;
 use crate::support::client::{Answer, Client};
 use crate::support::cloud::{ACCOUNT, Cloud};
 
@@ -21,7 +22,7 @@ pub const CALM: &str = "workers = { poll_s = 1, sweep_s = 3600 }";
 pub struct Stage {
     pub sim: SimCloud,
     pub gate: Gate,
-    pub database: Arc<Database>,
+    rows: Rows,
     /// Where a gateway finds the database.
     pub url: String,
     pub dir: TempDir,
@@ -42,12 +43,10 @@ pub struct Ended {
 
 impl Stage {
     /// A stage without a gateway, on a database that these URLs lead to: ours, and the gateways'.
-    pub async fn set(database_url: &str, url: String) -> Self {
+    pub fn set(database_url: &str, url: String) -> Self {
         let (sim, dir) = (SimCloud::new(), tempfile::tempdir().unwrap());
-        let gate = Gate::start(&sim, database_url, dir.path()).await;
-        let (database, connection) = tokio_postgres::connect(database_url, NoTls).await.unwrap();
-        tokio::spawn(connection);
-        Self { sim, gate, database: Arc::new(database), url, dir, client: Mutex::default(), sweeper: Mutex::default() }
+        let gate = Gate::start(&sim, database_url, dir.path());
+        Self { sim, gate, rows: Rows::of(database_url), url, dir, client: Mutex::default(), sweeper: Mutex::default() }
     }
 
     /// Starts a gateway in this process, and talks to it from now on.
@@ -88,7 +87,7 @@ impl Stage {
     }
 
     pub async fn rows(&self, query: &str) -> Vec<Row> {
-        self.database.query(query, &[]).await.unwrap()
+        self.rows.query(query, &[]).await
     }
 
     /// The first column of what a query finds.

@@ -25,11 +25,29 @@ static NEXT: AtomicU32 = AtomicU32::new(1);
 
 /// The URL of a fresh database with all migrations applied.
 pub async fn database() -> String {
-    let server = SERVER.get_or_init(start).await;
+    database_in(SERVER.get_or_init(start).await).await
+}
+
+async fn database_in(server: &Server) -> String {
     let name = format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed));
     let admin = connect(&server.url).await;
     admin.batch_execute(&format!("CREATE DATABASE {name} TEMPLATE {TEMPLATE}")).await.unwrap();
     in_database(&server.url, &name)
+}
+
+/// A Postgres that may be harmed: nobody else uses it.
+pub struct Own(Server);
+
+impl Own {
+    /// Starts one. It ends when dropped.
+    pub async fn start() -> Self {
+        Self(start().await)
+    }
+
+    /// The URL of a fresh database in it.
+    pub async fn database(&self) -> String {
+        database_in(&self.0).await
+    }
 }
 
 async fn start() -> Server {
