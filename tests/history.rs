@@ -18,6 +18,7 @@ mod gateway;
 mod nemesis;
 #[path = "history/nodes.rs"]
 mod nodes;
+#[allow(dead_code, reason = "a server of one test's own is for others")]
 #[path = "it/support/postgres.rs"]
 mod postgres;
 #[path = "history/properties/mod.rs"]
