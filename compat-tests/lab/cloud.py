@@ -4,6 +4,7 @@ One storage node with one pair of drivers at a time, as an operator has it, with
 the nodes is asked of the nodes themselves.
 """
 
+import functools
 import json
 import os
 import secrets
@@ -73,7 +74,7 @@ class Delegate:
         return f"http://127.0.0.1:{self.machine.port(PORT)}"
 
     def install(self, program):
-        self.machine.push(program, "/usr/local/bin/vbs")
+        self.machine.push_once(program, "/usr/local/bin/vbs")
         settings = {
             "node": self.node,
             "key": {"file": f"{self.data_dir}.key"},
@@ -118,8 +119,9 @@ class Delegate:
 class Cloud:
     """A vbs with a storage node and a Xen node, for as long as the `with` lasts. What a test leaves behind is its finding."""
 
-    def __init__(self, lab, layout, target, **settings):
+    def __init__(self, lab, layout, target, sweep_s=5, **settings):
         self.lab = lab
+        self.sweep_s = sweep_s
         lvm = {"lvm": {"volume_group": GROUP, "layout": {layout: LAYOUTS[layout] | settings}}}
         drivers = {"volumes": lvm, "target": TARGETS[target]}
         self.storage = Delegate(lab.storage, "volume-delegate", "storage-1", drivers)
@@ -150,7 +152,7 @@ class Cloud:
             self._postgres = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
             )
-        program = stripped(self.directory)
+        program = stripped()
         for delegate in self.delegates:
             delegate.install(program)
             delegate.start()
@@ -197,7 +199,7 @@ class Cloud:
             "database": {"url": self.database},
             "gateway": {"server": {"listen": self.listen}},
             # A machine that is switched on takes longer to come up here than one of metal.
-            "workers": {"step_deadline_s": 600, "sweep_s": 2},
+            "workers": {"step_deadline_s": 600, "sweep_s": self.sweep_s},
             "volume_node": [node(self.storage)],
             "vmm_node": [node(self.xen) | {"default_owner": self.owner}],
         }
@@ -386,7 +388,7 @@ def on_storage(machine):
 
 
 def on_xen(machine):
-    """Sessions, records, device links and block backends of the Xen node."""
+    """Sessions, records, device links, throttles and block backends of the Xen node."""
     sessions = machine.run("iscsiadm", "-m", "session", check=False)
     records = machine.sh("find /etc/iscsi/nodes /etc/iscsi/send_targets -type f 2>/dev/null || true")
     links = machine.sh("ls /dev/disk/by-path 2>/dev/null || true")
@@ -396,13 +398,19 @@ def on_xen(machine):
         "sessions": sessions.out.splitlines(),
         "records": records.split(),
         "links": [link for link in links.split() if "iscsi" in link],
+        "groups": machine.sh("ls -d /sys/fs/cgroup/vbs/*/ 2>/dev/null || true").split(),
         "SCSI disks": machine.sh("ls /sys/block | grep ^sd || true").split(),
         "vbds": [line for backend in backends for line in backend.split()],
     }
 
 
-def stripped(directory):
+# Gone when the run ends.
+RUN = tempfile.TemporaryDirectory(prefix="vbs-lab-run-")
+
+
+@functools.cache
+def stripped():
     """The program without what only a debugger wants, which would take long to bring into the machines."""
-    made = Path(directory) / "vbs"
+    made = Path(RUN.name) / "vbs"
     subprocess.run(["strip", "-o", made, PROGRAM], check=True, timeout=120)
     return made

@@ -7,6 +7,15 @@ import pytest
 
 from pair import Pair
 
+# The files that take longest, to be begun first when several pairs run beside each other.
+LONGEST = ("test_parallel.py", "test_crashes.py", "test_walk.py", "test_multi_attach.py", "test_contract.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first."""
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
 
 @pytest.fixture(scope="module")
 def lab():

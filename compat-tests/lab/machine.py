@@ -63,6 +63,7 @@ class Machine:
         self.hardware = hardware
         self.name = hardware.name
         self.directory = Path(directory)
+        self.pushed = set()
 
     def file(self, kind):
         return self.directory / f"{self.name}.{kind}"
@@ -250,6 +251,12 @@ class Machine:
         else:
             data, mode = Path(source).read_bytes(), Path(source).stat().st_mode & 0o777
         self.ask({"verb": "put", "path": str(path), "mode": mode}, data, seconds=120)
+
+    def push_once(self, source, path):
+        """Puts a file into the machine, unless it has got it from this object before."""
+        if (source, path) not in self.pushed:
+            self.push(source, path)
+            self.pushed.add((source, path))
 
     def start(self, *argv, log, env=None):
         """Starts a daemon inside and returns its number there."""

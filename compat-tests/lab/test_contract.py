@@ -15,7 +15,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 def test_a_storage_node_keeps_the_contract(lab, tmp_path, chain):
     # Its delegate alone: a gateway would wonder about volumes that it did not ask for.
     node = Cloud(lab, *chain.split("-")).storage
-    node.install(stripped(tmp_path))
+    node.install(stripped())
     node.start()
     key = tmp_path / "key"
     key.write_text(node.key)

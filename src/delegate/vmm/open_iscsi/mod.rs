@@ -67,6 +67,7 @@ const LOOK: Duration = Duration::from_millis(50);
 #[derive(Debug, Clone)]
 pub(super) struct Host {
     pub(super) sysfs: Sysfs,
+    pub(super) proc: PathBuf,
     pub(super) iscsiadm: String,
     pub(super) blockdev: String,
 }
@@ -75,6 +76,7 @@ impl Default for Host {
     fn default() -> Self {
         Self {
             sysfs: Sysfs { sys: "/sys".into(), dev: "/dev".into() },
+            proc: "/proc".into(),
             iscsiadm: "iscsiadm".into(),
             blockdev: "blockdev".into(),
         }

@@ -28,9 +28,10 @@ use tokio::time::{Instant, sleep};
 
 use self::names::Place;
 use self::store::{CLOSED, Vbd};
+use self::throttle::{Held, Throttle};
 use self::toolstack::Toolstack;
 use self::view::{Use, View};
-use super::open_iscsi::{self, Host, Initiator};
+use super::open_iscsi::{self, Disk, Host, Initiator};
 use crate::config;
 use crate::delegate::{
     ConnectSpec, DelegateError, Detach, DiskSpec, Generation, Growth, MachineRef, Pause, PauseSpec, Result,
@@ -43,6 +44,7 @@ mod names;
 mod store;
 #[cfg(test)]
 mod tests;
+mod throttle;
 mod toolstack;
 mod view;
 mod xenbus;
@@ -63,6 +65,7 @@ const LOOK: Duration = Duration::from_millis(100);
 pub struct Xen {
     toolstack: Toolstack,
     initiator: Initiator,
+    throttle: Throttle,
     detach_wait: Duration,
     /// Whose turn it is at each machine: what is free in it is looked at before it is given away.
     turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
@@ -90,8 +93,10 @@ impl Xen {
         tokio::fs::create_dir_all(dir).await.map_err(|e| cannot(&e))?;
         let own = dir.to_owned();
         let lock = open_iscsi::sysfs::blocking(move || data_dir::take(&own)).await?.map_err(|e| cannot(&e))?;
+        let throttle = Throttle::new(host.sysfs.sys.join("fs/cgroup"), host.proc.clone());
         Ok(Self {
             toolstack,
+            throttle,
             initiator: Initiator::open(host, config.open_iscsi.clone(), dir.join("sessions.json")).await?,
             detach_wait: Duration::from_secs(config.detach_wait_s),
             turns: Mutex::default(),
@@ -103,6 +108,23 @@ impl Xen {
         let sysfs = self.initiator.sysfs();
         let (store, sessions, backends) = tokio::try_join!(self.toolstack.store(), sysfs.sessions(), sysfs.backends())?;
         Ok(View::new(&store, sessions, backends))
+    }
+
+    /// Holds a disk to its limits if its machine has it.
+    async fn hold(&self, spec: &DiskSpec, disk: &Disk) -> Result<()> {
+        if !self.throttle.concerns(&spec.iqn, spec.limits) {
+            return Ok(());
+        }
+        let view = self.look().await?;
+        let Some(domain) = view.find(&spec.machine).map(|domain| domain.id) else { return Ok(()) };
+        let uses = view.uses(&spec.iqn);
+        match uses.iter().find(|used| used.domain == domain) {
+            Some(Use { vdev, .. }) => {
+                let held = Held { iqn: &spec.iqn, domain, vdev: *vdev, number: disk.block.number };
+                self.throttle.hold(held, spec.limits).await
+            }
+            None => Ok(()),
+        }
     }
 
     async fn turn(&self, uuid: &str) -> OwnedMutexGuard<()> {
@@ -244,7 +266,7 @@ impl VmmDelegate for Xen {
         })?;
         let MachineRef { name, .. } = &spec.machine;
         let _turn = self.turn(&spec.machine.uuid).await;
-        let view = self.look().await?;
+        let mut view = self.look().await?;
         let domain = view.machine(&spec.machine)?.id;
         match others(&view, &view.uses(&spec.iqn), &spec.machine) {
             Others::None => {}
@@ -268,7 +290,7 @@ impl VmmDelegate for Xen {
                 _ => Some(Found::Residue),
             };
             match self.wait(SETTLE, settled).await? {
-                Some(Found::Attached) => return Ok(()),
+                Some(Found::Attached) => return self.hold(spec, &disk).await,
                 Some(Found::Leaving) => {
                     return Err(DelegateError::retry(format!(
                         "the guest of {name} was asked for {} back",
@@ -277,15 +299,15 @@ impl VmmDelegate for Xen {
                 }
                 Some(Found::Residue) | None => self.clear(&spec.machine, &spec.iqn).await?,
             }
+            view = self.look().await?;
         }
-        let view = self.look().await?;
         let domain = view.machine(&spec.machine)?.id;
         let places = view.vbds.iter().filter(|vbd| vbd.domain == domain).filter_map(|vbd| Place::of(vbd.vdev));
         if let Some(taken) = places.into_iter().find(|taken| taken.clashes(place)) {
             return Err(DelegateError::fatal(format!("machine {name} has another disk as {taken}")));
         }
         let path = self.initiator.path(&spec.iqn, &disk).await?;
-        if self.initiator.disk(&spec.iqn, &spec.volume).await? != Some(disk) {
+        if self.initiator.disk(&spec.iqn, &spec.volume).await?.as_ref() != Some(&disk) {
             return Err(DelegateError::retry(format!("the disk of {} has just changed", spec.iqn)));
         }
         let done = self.toolstack.attach(domain, &path, place).await;
@@ -302,7 +324,7 @@ impl VmmDelegate for Xen {
             (vbd.backend > store::CONNECTED).then_some(false)
         };
         if self.wait(limit, ended).await? == Some(true) {
-            return Ok(());
+            return self.hold(spec, &disk).await;
         }
         self.clear(&spec.machine, &spec.iqn).await?;
         let why = complaint.unwrap_or_else(|| "the guest has not connected".into());
@@ -348,6 +370,7 @@ impl VmmDelegate for Xen {
         let Some(disk) = self.initiator.disk(&spec.iqn, &spec.volume).await? else {
             return Ok(Growth::AtNextAttach);
         };
+        self.hold(spec, &disk).await?;
         // The backend looks at the device's size by itself, and tells the guest.
         Ok(if self.initiator.grown(&disk, size_bytes).await? { Growth::Online } else { Growth::AtNextAttach })
     }
@@ -362,6 +385,7 @@ impl VmmDelegate for Xen {
 
     async fn observe(&self) -> Result<VmmObservation> {
         let view = self.look().await?;
+        self.throttle.tend(&view).await?;
         let mut made_for = HashMap::new();
         for target in view.targets() {
             if let Some(machine) = self.initiator.machine_of(&target.iqn).await {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use super::*;
-use crate::delegate::vmm::open_iscsi::sysfs::Sysfs;
+use crate::delegate::vmm::open_iscsi::sysfs::{Backend, Block, Session, Sysfs, Unit};
 use crate::delegate::{ErrorKind, ExportSpec, Limits, Portal, Secret};
 use crate::ids::VolumeId;
 
@@ -156,7 +156,7 @@ impl Lab {
 async fn start(dir: &Path, socket: &Path) -> Xen {
     let text = |name: &str| dir.join(name).to_str().unwrap().to_owned();
     let sysfs = Sysfs { sys: dir.join("sys"), dev: dir.join("dev") };
-    let host = Host { sysfs, iscsiadm: text("iscsiadm"), blockdev: text("blockdev") };
+    let host = Host { sysfs, proc: dir.join("proc"), iscsiadm: text("iscsiadm"), blockdev: text("blockdev") };
     let toolstack = Toolstack { kind: config::Toolstack::Xl, program: text("xl"), xenstore: socket.to_owned() };
     let open_iscsi = config::OpenIscsi {
         initiator_name: dir.join("initiator"),
@@ -317,4 +317,59 @@ async fn what_a_delegate_that_was_killed_has_left_is_taken_up_or_taken_away() {
     let orphan = DiskSpec { machine: MachineRef { name: String::new(), uuid: String::new() }, ..lab.disk.clone() };
     lab.xen.ensure_disconnected(G, &orphan).await.unwrap();
     lab.nothing_is_left();
+}
+
+#[tokio::test]
+async fn a_disk_is_held_to_its_limits_from_the_attach_on_and_to_others_when_they_change() {
+    let lab = Lab::start().await;
+    lab.xen.ensure_connected(G, &lab.connect).await.unwrap();
+    let group = format!("sys/fs/cgroup/vbs/{}", lab.disk.iqn);
+    for dir in [&*group, "proc/6"] {
+        std::fs::create_dir_all(lab.path(dir)).unwrap();
+    }
+    lab.put("sys/fs/cgroup/cgroup.controllers", "io\n");
+    for control in ["sys/fs/cgroup/cgroup.subtree_control", "sys/fs/cgroup/vbs/cgroup.subtree_control"] {
+        lab.put(control, "");
+    }
+    let (max, procs) = (format!("{group}/io.max"), format!("{group}/cgroup.procs"));
+    lab.put(&max, "");
+    lab.put(&procs, "");
+    lab.put("sys/class/block/sdb/size", "2\n");
+    lab.put("sys/devices/platform/host2/session1/target2:0:0/2:0:0:1/rescan", "");
+    lab.put("proc/6/comm", "7.xvdf-0\n");
+    lab.put("proc/6/stat", "6 (7.xvdf-0) S 2 0 0 0 -1 2129984 0\n");
+    let limited = |iops| DiskSpec { limits: Limits { iops, bytes_per_second: 0 }, ..lab.disk.clone() };
+    let held = || std::fs::read_to_string(lab.path(&max)).unwrap();
+    let line = |iops| format!("8:16 rbps=max wbps=max riops={iops} wiops={iops}");
+
+    lab.xen.ensure_grown(G, &limited(100), 1024).await.unwrap();
+    assert_eq!(held(), "", "no machine has it yet");
+    lab.xen.ensure_attached(G, &limited(100)).await.unwrap();
+    assert_eq!(held(), line(100));
+    assert_eq!(std::fs::read_to_string(lab.path(&procs)).unwrap(), "6");
+    // By an earlier life, and by another program.
+    lab.put(&max, "");
+    lab.xen.ensure_attached(G, &limited(200)).await.unwrap();
+    assert_eq!(held(), line(200));
+    lab.put(&max, "");
+    assert_eq!(lab.xen.ensure_grown(G, &limited(300), 1024).await.unwrap(), Growth::Online);
+    assert_eq!(held(), line(300));
+    // The guest was started anew, and its disk has another thread.
+    lab.put(&procs, "");
+    lab.disks().await;
+    assert_eq!(std::fs::read_to_string(lab.path(&procs)).unwrap(), "6");
+}
+
+/// A disk that the kernel serves to domain 7 as `xvdf`.
+pub(super) fn connected(iqn: &str, number: (u32, u32)) -> View {
+    let unit = Unit {
+        dir: "/nonexistent".into(),
+        state: "running".into(),
+        vendor: String::new(),
+        serial: None,
+        block: Some(Block { name: "sdb".into(), number }),
+    };
+    let session = Session { id: 1, iqn: iqn.into(), portal: None, logged_in: true, host: 2, units: vec![unit] };
+    let backend = Backend { domain: 7, vdev: 51792, number: Some(number) };
+    View { sessions: vec![session], backends: vec![backend], ..View::default() }
 }
