@@ -18,6 +18,8 @@ mod api_multi_attach;
 mod api_pages;
 #[path = "it/api_quotas.rs"]
 mod api_quotas;
+#[path = "it/api_signed.rs"]
+mod api_signed;
 #[path = "it/api_snapshot_copies.rs"]
 mod api_snapshot_copies;
 #[path = "it/api_snapshot_sets.rs"]
@@ -40,6 +42,8 @@ mod dev;
 mod docs;
 #[path = "it/faults/mod.rs"]
 mod faults;
+#[path = "it/hostile_connections.rs"]
+mod hostile_connections;
 #[path = "it/lanes.rs"]
 mod lanes;
 #[path = "it/layers.rs"]
