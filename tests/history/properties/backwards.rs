@@ -12,8 +12,10 @@ use crate::record::{Action, Event, Outcome, What};
 
 /// Attaches explain why an attachment is there again, and detaches why it is not.
 pub fn explains(event: &Event, of: &Violation) -> bool {
-    let call = matches!(event.call(), Some((Action::AttachVolume { .. } | Action::DetachVolume { .. }, _)));
-    call && of.concerns(event)
+    let Some((Action::AttachVolume { instance, .. } | Action::DetachVolume { instance, .. }, _)) = event.call() else {
+        return false;
+    };
+    of.about.contains(instance) && of.concerns(event)
 }
 
 pub fn check(events: &[Event]) -> Vec<Violation> {
@@ -97,13 +99,16 @@ fn attachments(events: &[Event]) -> Vec<Violation> {
         };
         let wrong = |before: &Stage<'_>, after: &Stage<'_>| {
             let (from, to) = (stage(before.1), stage(after.1));
-            let back = to < from && !between(&attaches, before, after);
+            // A guest that holds on may be asked again, or be forced.
+            let asked = matches!(after.0.call(), Some((Action::DetachVolume { .. }, _)));
+            let again = asked && before.1 == Some(AttachmentState::Busy);
+            let back = to < from && !again && !between(&attaches, before, after);
             // Once attached it stays so until somebody wants it otherwise.
             back || (from == 1 && to > 1 && !between(&detaches, before, after))
         };
         if let Some((before, after)) = find_pair(&seen, |sighting| sighting.0, wrong) {
             let why = format!("the attachment of {volume} to {instance} was {:?}, and then {:?}", before.1, after.1);
-            found.push(Violation::new(&[volume], why));
+            found.push(Violation::new(&[volume, instance], why));
         }
     }
     found
@@ -181,7 +186,7 @@ mod tests {
 
     #[test]
     fn an_attachment_goes_its_way_once_for_each_attach() {
-        use AttachmentState::{Attached, Attaching, Detaching};
+        use AttachmentState::{Attached, Attaching, Busy, Detaching};
         let made = || called(0, 1, attach("vol-1", "i-1"), Outcome::Done);
         let ended = || called(4, 5, detach("vol-1", "i-1"), Outcome::Done);
         let gone = seen(8, 9, "vol-1", VolumeState::Available);
@@ -194,8 +199,10 @@ mod tests {
             assert_eq!(check(&bad).len(), 1, "{bad:?}");
         }
         let again = lost(6, attach("vol-1", "i-1"));
+        let forced = called(8, 9, detach("vol-1", "i-1"), Outcome::Done);
         for good in [
             vec![made(), attachment(2, Attaching), gone],
+            vec![made(), attachment(2, Attached), ended(), attachment(6, Busy), forced],
             vec![made(), attachment(2, Attached), ended(), attachment(6, Detaching)],
             vec![made(), attachment(2, Attached), ended(), again, attachment(7, Attached)],
         ] {
