@@ -25,9 +25,9 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use super::fence::Fence;
 use super::source::{Grant, Piece, RestoreSpec, SnapshotSource, Summary};
 use super::{
-    ConnectSpec, CopySpec, DelegateError, Detach, DiskSpec, ErrorKind, ExportSpec, Generation, Growth, Pause, PauseSpec, Portal,
-    Result, SnapshotMethod, SnapshotReport, SnapshotSpec, StorageObservation, VmmDelegate, VmmObservation,
-    VolumeDelegate, VolumeSpec,
+    ConnectSpec, CopySpec, DelegateError, Detach, DiskSpec, ErrorKind, ExportSpec, Generation, Growth, Pause,
+    PauseSpec, Portal, Result, SnapshotMethod, SnapshotReport, SnapshotSpec, StorageObservation, VmmDelegate,
+    VmmObservation, VolumeDelegate, VolumeSpec,
 };
 use crate::ids::{SnapshotId, VolumeId};
 

@@ -64,7 +64,9 @@ async fn look_at_storage(stage: &Stage, real: &mut BTreeSet<String>) {
             real.insert(format!("{name} has {id} of {} GiB", bytes / GIB));
         }
         real.extend(seen.snapshots.iter().map(|id| format!("{name} has {id}")));
-        real.extend(seen.exports.iter().filter(|export| export.whole).map(|export| format!("{name} exports {}", export.iqn)));
+        real.extend(
+            seen.exports.iter().filter(|export| export.whole).map(|export| format!("{name} exports {}", export.iqn)),
+        );
     }
 }
 

@@ -184,7 +184,8 @@ impl Gate {
                 key.display(),
             )
         };
-        self.nodes.iter().map(node).collect()
+        let nodes: Vec<String> = self.nodes.iter().map(node).collect();
+        nodes.concat()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -243,7 +244,8 @@ impl Gate {
         let Some(verb) = request.path().strip_prefix(wire::PATH).filter(|verb| !verb.contains('/')) else {
             return Answer::Http(service.handle(request).await);
         };
-        let verb = if name.starts_with("vmm") && verb == "ensure_grown" { "ensure_grown_disk" } else { verb }.to_owned();
+        let verb =
+            if name.starts_with("vmm") && verb == "ensure_grown" { "ensure_grown_disk" } else { verb }.to_owned();
         let point = self.point(&verb, &request.body).await;
         let strike = {
             let mut state = self.state();
@@ -251,7 +253,7 @@ impl Gate {
                 state.turned_away += 1;
                 return Answer::Nothing;
             }
-            point.and_then(|point| state.strike(point, &request.body))
+            point.and_then(|point| state.strike(&point, &request.body))
         };
         match strike {
             None => Answer::Http(service.handle(request).await),
@@ -285,14 +287,7 @@ impl Gate {
         Some(Point { kind, backward, step, verb: verb.to_owned() })
     }
 
-    async fn strike(
-        &self,
-        strike: Strike,
-        name: &str,
-        verb: &str,
-        service: Service,
-        request: Request,
-    ) -> Answer {
+    async fn strike(&self, strike: Strike, name: &str, verb: &str, service: Service, request: Request) -> Answer {
         let fails = |kind| refusal(kind, &format!("{verb} failed ({INJECTED})"));
         // It is done though its caller may hang up.
         let done = async |request| {
@@ -361,13 +356,13 @@ impl Gate {
 }
 
 impl State {
-    fn strike(&mut self, point: Point, body: &Bytes) -> Option<Strike> {
-        if !self.seen.contains(&point) {
+    fn strike(&mut self, point: &Point, body: &Bytes) -> Option<Strike> {
+        if !self.seen.contains(point) {
             self.seen.push(point.clone());
         }
-        let armed = self.armed.iter_mut().find(|armed| armed.point == point)?;
+        let armed = self.armed.iter_mut().find(|armed| armed.point == *point)?;
         let always = matches!(armed.strike, Strike::FailsForGood | Strike::DoneButFailsForGood);
-        let breaks = matches!(armed.strike, Strike::AnswerLost | Strike::GarbageHttp | Strike::Gone);
+        let breaks = matches!(armed.strike, Strike::AnswerLost | Strike::GarbageHttp);
         let same = armed.first.as_ref().is_some_and(|first| first == body);
         if always || armed.struck == 0 || (breaks && same && armed.struck < 2) {
             armed.first.get_or_insert_with(|| body.clone());

@@ -25,7 +25,14 @@ pub enum Kill {
 pub const KILLS: [Kill; 2] = [Kill::KilledBeforeTheEffect, Kill::KilledAfterTheEffect];
 
 /// Plays a scene, and kills the process that calls from a point; `helper` prepares, and a successor of it is given back.
-pub async fn play(stage: &Stage, scene: Scene, turn: Option<&Point>, point: &Point, kill: Kill, helper: Cloud) -> Cloud {
+pub async fn play(
+    stage: &Stage,
+    scene: Scene,
+    turn: Option<&Point>,
+    point: &Point,
+    kill: Kill,
+    helper: Cloud,
+) -> Cloud {
     let props = scene.prepare(stage).await;
     let before = stage.newest().await;
     helper.stop().await;

@@ -164,7 +164,9 @@ async fn killed(scene: Scene, backward: bool) -> Played {
             let case = kills::play(&stage, scene, turn.as_ref(), &point, kill, with);
             match caught(case).await {
                 Ok(successor) => helper = Some(successor),
-                Err(words) => played.failures.push(format!("{scene:?}, {point:?}, turned at {turn:?}, {kill:?}: {words}")),
+                Err(words) => {
+                    played.failures.push(format!("{scene:?}, {point:?}, turned at {turn:?}, {kill:?}: {words}"))
+                }
             }
             played.table.add(&point, &kill);
         }

@@ -9,7 +9,7 @@ use super::stage::Stage;
 const PAUSE_S: u64 = 30;
 
 /// Checks the promise for a verb, and leaves rows and nodes in agreement.
-pub async fn hold(stage: &Stage, scene: Scene, verb: &str, volume: &str) {
+pub async fn hold(stage: &Stage, scene: Scene, verb: &str) {
     let wrong = differences(stage).await;
     if wrong.is_empty() {
         return;
@@ -18,21 +18,16 @@ pub async fn hold(stage: &Stage, scene: Scene, verb: &str, volume: &str) {
         // Who uses it is told, and can delete it.
         "ensure_volume" | "ensure_restored" => missing_volume(stage).await,
         "ensure_snapshot" | "ensure_snapshot_copy" => missing_snapshots(stage).await,
-        // The next modification asks for the whole size.
-        "ensure_grown" => {
-            stage.ok("ModifyVolume", &[("VolumeId", volume), ("Size", "3")]).await;
-            stage.settle().await;
-        }
         // A pause ends by itself.
         "ensure_resumed" => {
             let begun = std::time::Instant::now();
             stage.until("awake", async || differences(stage).await.is_empty()).await;
             assert!(begun.elapsed().as_secs() <= PAUSE_S, "the guest stood still for longer than a pause lasts");
         }
-        // What could not be made is deleted, and what is left of it goes then.
+        // It goes when what could not be made is deleted, or the sweeper sees it.
         "ensure_no_volume" | "ensure_no_snapshot" => orphan(stage, &wrong).await,
         // The sweeper sees it.
-        "ensure_attached" | "ensure_not_exported" => swept(stage).await,
+        "ensure_attached" | "ensure_not_exported" | "ensure_grown" => swept(stage).await,
         _ if scene == Scene::RepairVolume => swept(stage).await,
         _ => panic!("after {verb} that was claimed: {wrong:#?}"),
     }
@@ -44,8 +39,10 @@ async fn swept(stage: &Stage) {
 }
 
 async fn missing_volume(stage: &Stage) {
-    let volume = stage.texts("SELECT id FROM volumes WHERE state = 'available' ORDER BY created_at DESC").await.remove(0);
-    let machine = if differences(stage).await.iter().any(|wrong| wrong.contains("storage-b")) { "vm-3" } else { "vm-2" };
+    let volume =
+        stage.texts("SELECT id FROM volumes WHERE state = 'available' ORDER BY created_at DESC").await.remove(0);
+    let machine =
+        if differences(stage).await.iter().any(|wrong| wrong.contains("storage-b")) { "vm-3" } else { "vm-2" };
     let before = stage.newest().await;
     attach(stage, &volume, &stage.instance(machine).await, "/dev/sdh").await;
     let told = stage.workflow_after(before, "attach_volume").await;

@@ -136,7 +136,8 @@ impl Stage {
         let found = self.rows(&found).await;
         let row = found.first().unwrap_or_else(|| panic!("no {kind} was begun"));
         let id: i64 = row.get(0);
-        let history = format!("SELECT event || ': ' || detail FROM workflow_events WHERE workflow_id = {id} ORDER BY id");
+        let history =
+            format!("SELECT event || ': ' || detail FROM workflow_events WHERE workflow_id = {id} ORDER BY id");
         Ended { id, outcome: row.get(1), error: row.get(2), history: self.texts(&history).await }
     }
 

@@ -40,18 +40,19 @@ impl Table {
     pub fn print(&self, title: &str, catalogue: &[Described]) {
         let faults: BTreeSet<&String> = self.0.values().flat_map(BTreeMap::keys).collect();
         println!("\n{title}");
-        for (at, fault) in faults.iter().enumerate() {
-            println!("{:>38} {fault}", format!("[{at}]"));
+        let labels: Vec<String> = (0..faults.len()).map(|at| format!("[{at}]")).collect();
+        for (label, fault) in labels.iter().zip(&faults) {
+            println!("{label:>38} {fault}");
         }
-        let head: String = (0..faults.len()).map(|at| format!("{:>6}", format!("[{at}]"))).collect();
-        println!("{:<32}{head}{:>7}", "workflow and step", "all");
+        let head: Vec<String> = labels.iter().map(|label| format!("{label:>6}")).collect();
+        println!("{:<32}{}{:>7}", "workflow and step", head.concat(), "all");
         for ((kind, backward, step), counts) in &self.0 {
             let described = catalogue.iter().find(|described| described.kind == kind).expect("it is in the catalogue");
             let way = if *backward { "undo " } else { "" };
             let name = format!("{kind} {way}{}", described.steps[*step]);
-            let cells: String =
+            let cells: Vec<String> =
                 faults.iter().map(|fault| format!("{:>6}", counts.get(*fault).copied().unwrap_or(0))).collect();
-            println!("{name:<32}{cells}{:>7}", counts.values().sum::<u32>());
+            println!("{name:<32}{}{:>7}", cells.concat(), counts.values().sum::<u32>());
         }
         let steps = self.0.len();
         let kinds: BTreeSet<&String> = self.0.keys().map(|(kind, ..)| kind).collect();
