@@ -157,13 +157,13 @@ impl Run {
     /// Adds the CHAP secrets that the rows hold sealed now.
     async fn note_chap_secrets(&mut self, sealer: &Sealer) -> usize {
         let query = "SELECT id::text || ' ' || encode(sealed_chap_secret, 'hex') FROM attachments";
-        let sealed = self.select(query).await;
-        for row in &sealed {
-            let (id, sealed) = row.split_once(' ').unwrap();
-            let secret = sealer.open(&hex::decode(sealed).unwrap(), id).unwrap();
+        let found = self.select(query).await;
+        for row in &found {
+            let (id, stored) = row.split_once(' ').unwrap();
+            let secret = sealer.open(&hex::decode(stored).unwrap(), id).unwrap();
             self.needles.push(Needle::new(format!("the CHAP secret of {id}"), &secret));
         }
-        sealed.len()
+        found.len()
     }
 }
 

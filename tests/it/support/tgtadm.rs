@@ -19,17 +19,18 @@ const FOR_EVER: Duration = Duration::from_secs(120);
 /// How much later a command has its effect that comes late.
 const LATE: Duration = Duration::from_millis(400);
 
+#[expect(clippy::zombie_processes, reason = "what comes late outlives who began it")]
 fn main() -> ExitCode {
     let mut args: Vec<String> = std::env::args().collect();
     let own = args.remove(0);
     if args.first().is_some_and(|first| first == "late") {
         std::thread::sleep(LATE);
-        return done(real(&args[1..]));
+        return done(&real(&args[1..]));
     }
     let dir = Path::new(&own).parent().expect("it is started by its path");
     note(dir, &args);
     match plan(dir).as_deref() {
-        None => done(real(&args)),
+        None => done(&real(&args)),
         Some("refuses") => refuse("tgtadm: failed to send request hdr to tgt daemon, Broken pipe"),
         Some("fails though done") => {
             real(&args);
@@ -101,7 +102,7 @@ fn real(args: &[String]) -> Output {
     Command::new(REAL).args(args).output().expect("tgtadm is in the Debian package tgt")
 }
 
-fn done(output: Output) -> ExitCode {
+fn done(output: &Output) -> ExitCode {
     std::io::stdout().write_all(&output.stdout).expect("the driver reads");
     std::io::stderr().write_all(&output.stderr).expect("the driver reads");
     ExitCode::from(output.status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(REFUSED))
