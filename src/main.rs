@@ -46,6 +46,12 @@ enum Command {
     /// Workflows: what the workers do and did
     #[command(subcommand)]
     Workflow(cli::workflow::Workflow),
+    /// Compare what the nodes have with what the database says, and print how they differ
+    ///
+    /// A line a difference, its columns separated by tabs: what differs, the node, the resource, what the database says, what the
+    /// node has, and what is done about it: `repair`, which gateways do by themselves too, or why nothing. A gateway must be
+    /// running. The exit status is 0 when there is no difference, else 1.
+    Audit(cli::audit::Audit),
     /// Run a command in a guest of vbs dev
     #[command(hide = true)]
     GuestRun(cli::guest_run::GuestRun),
@@ -69,6 +75,7 @@ async fn main() -> ExitCode {
         Command::Instance(command) => command.run().await,
         Command::Node(command) => command.run().await,
         Command::Workflow(command) => command.run().await,
+        Command::Audit(audit) => audit.run().await,
         Command::GuestRun(command) => command.run().await,
         Command::Postgres => cli::postgres().await,
     };

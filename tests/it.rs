@@ -30,6 +30,8 @@ mod api_snapshots;
 mod api_tags;
 #[path = "it/api_volumes.rs"]
 mod api_volumes;
+#[path = "it/audit.rs"]
+mod audit;
 #[path = "it/delegate_contract.rs"]
 mod delegate_contract;
 #[path = "it/dev.rs"]

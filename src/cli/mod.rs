@@ -16,6 +16,7 @@ use crate::{delegates, gateway};
 
 pub mod access_key;
 pub mod account;
+pub mod audit;
 pub mod dev;
 pub mod guest_run;
 pub mod instance;

@@ -1,7 +1,8 @@
 //! Volumes as DescribeVolumeStatus shows them: with what is known of their health, in one statement.
 //!
-//! What is known is whether the storage node answered when a gateway last asked it (table `nodes`). A node that is silent
-//! leaves open how its volumes are; when it has been silent for long, they are taken for impaired.
+//! What is known is whether the storage node answered when a gateway last asked it (table `nodes`), and had the volume then. A node
+//! that is silent leaves open how its volumes are, and one that does not have a volume may have mounted a disk late; when either has
+//! lasted for long, the volume is taken for impaired.
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
@@ -60,8 +61,8 @@ type Row = (
     Nullable<Timestamptz>,
 );
 
-/// The expression of a volume's id; conditions may also use the columns of [`SELECT`]'s `s`.
-const ID: &str = "s.id";
+/// Nothing looks at tags here; conditions use the columns of [`SELECT`]'s `s`.
+const TAGS: &str = "false";
 
 /// The five minutes are the time for which a silence may be a restart. The instances are looked for row by row: a join would be
 /// merged, and walk through all attachments for a page at the end.
@@ -74,14 +75,17 @@ const SELECT: &str = "SELECT s.id, s.zone, s.size_gib, s.initialization_rate, s.
         CASE h.status WHEN 'impaired' THEN 'stalled' ELSE 'not-applicable' END AS io_performance, \
         CASE WHEN v.snapshot_id IS NULL THEN NULL WHEN v.state = 'creating' THEN 'initializing' ELSE 'completed' END \
             AS initialization, \
-        CASE h.status WHEN 'impaired' THEN 'evol-' || left(md5(v.id || n.answered_at::text), 17) END AS event_id, \
+        CASE h.status WHEN 'impaired' THEN 'evol-' || left(md5(v.id || h.since::text), 17) END AS event_id, \
         CASE h.status WHEN 'impaired' THEN 'io-performance:stalled' END AS event_type, \
         CASE h.status WHEN 'impaired' THEN 'Stalled' END AS event_description, \
-        CASE h.status WHEN 'impaired' THEN n.answered_at END AS event_not_before \
+        CASE h.status WHEN 'impaired' THEN h.since END AS event_not_before \
         FROM volumes v \
         LEFT JOIN nodes n ON n.name = v.node \
-        CROSS JOIN LATERAL (SELECT CASE WHEN n.answered_at IS NULL THEN 'insufficient-data' WHEN n.error IS NULL THEN 'ok' \
-            WHEN n.answered_at < now() - interval '5 minutes' THEN 'impaired' ELSE 'insufficient-data' END AS status) h \
+        CROSS JOIN LATERAL (SELECT CASE WHEN n.error IS NULL THEN v.missing_since \
+            ELSE least(n.answered_at, v.missing_since) END AS since) t \
+        CROSS JOIN LATERAL (SELECT t.since, CASE WHEN n.answered_at IS NULL THEN 'insufficient-data' \
+            WHEN t.since IS NULL THEN 'ok' WHEN t.since < now() - interval '5 minutes' THEN 'impaired' \
+            ELSE 'insufficient-data' END AS status) h \
         WHERE v.state NOT IN ('deleting', 'deleted') \
     ) s WHERE s.account_id = ";
 
@@ -96,7 +100,7 @@ pub async fn by_ids(
         .text(account_id)
         .sql(" AND s.id")
         .one_of(ids)
-        .conditions(conditions, ID)
+        .conditions(conditions, TAGS)
         .sql(" ORDER BY s.id");
     Ok(query.load(conn).await?)
 }
@@ -113,7 +117,7 @@ pub async fn page<'a>(
         .text(account_id)
         .sql(" AND s.id > ")
         .text(after.unwrap_or_default())
-        .conditions(conditions, ID)
+        .conditions(conditions, TAGS)
         .sql(" ORDER BY s.id LIMIT ")
         .number(limit);
     query.rows(conn).await

@@ -61,6 +61,7 @@ diesel::table! {
         request_digest -> Nullable<Bytea>,
         auto_enable_io -> Bool,
         source_volume_id -> Nullable<Text>,
+        missing_since -> Nullable<Timestamptz>,
     }
 }
 

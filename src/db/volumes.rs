@@ -289,6 +289,11 @@ pub async fn set_deleted(conn: &mut Conn, id: &VolumeId) -> Result<()> {
     tags::delete_of_resource(conn, id.as_str()).await
 }
 
+/// Of these volumes, those that have a row, whatever its state.
+pub async fn known_among(conn: &mut Conn, ids: &[&str]) -> Result<Vec<VolumeId>> {
+    Ok(volumes::table.filter(volumes::id.eq_any(ids)).select(volumes::id).load(conn).await?)
+}
+
 /// Whether a volume is still being made from this snapshot.
 pub async fn any_creating_from(conn: &mut Conn, snapshot: &SnapshotId) -> Result<bool> {
     Ok(diesel::select(diesel::dsl::exists(

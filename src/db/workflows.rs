@@ -3,6 +3,8 @@
 //! Every write of a worker names the lease generation it holds and touches nothing when another has been given out since:
 //! such a write answers `false`, and the worker is a ghost that must stop.
 
+use std::collections::HashSet;
+
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Double, Integer, Nullable, Text};
@@ -389,6 +391,29 @@ pub async fn add_event(conn: &mut Conn, workflow: &Workflow, step: &str, event: 
     Ok(())
 }
 
+/// The event of an audit that has found a difference.
+pub const DIFFERENCE: &str = "difference";
+
+/// Adds what an audit has found to its history.
+pub async fn add_differences(conn: &mut Conn, id: i64, generation: i64, lines: &[String]) -> Result<()> {
+    let row = |line| {
+        (
+            workflow_events::workflow_id.eq(id),
+            workflow_events::generation.eq(generation),
+            workflow_events::direction.eq("forward"),
+            workflow_events::step.eq("Look"),
+            workflow_events::event.eq(DIFFERENCE),
+            workflow_events::detail.eq(line),
+        )
+    };
+    // A statement takes 65,535 values at most.
+    for some in lines.chunks(5_000) {
+        let rows: Vec<_> = some.iter().map(row).collect();
+        diesel::insert_into(workflow_events::table).values(rows).execute(conn).await?;
+    }
+    Ok(())
+}
+
 /// Workflows for the operator, newest first: the live ones, or with `all` the finished ones too.
 pub async fn list(conn: &mut Conn, all: bool, limit: i64) -> Result<Vec<Workflow>> {
     let mut query =
@@ -413,17 +438,42 @@ pub async fn show(conn: &mut Conn, id: i64) -> Result<Option<(Workflow, Vec<Even
     Ok(Some((workflow, events)))
 }
 
-/// Whether a workflow is live that may be changing what the nodes have of this volume: all but the deletion of a snapshot, a
-/// snapshot that is cut, which may be copied for hours, and an attach or detach that waits, which is of one attachment of
-/// perhaps several.
-pub async fn any_changing(conn: &mut Conn, volume: &VolumeId) -> Result<bool> {
+/// Of these volumes, those whose nodes a workflow may be changing, or has changed since. A live one may, but for the deletion of a
+/// snapshot, a snapshot that is cut, which may be copied for hours, and an attach or detach that waits, which is of one attachment
+/// of perhaps several.
+pub async fn changing_among(conn: &mut Conn, volumes: &[&str], since: DateTime<Utc>) -> Result<HashSet<String>> {
     let cut = workflows::kind
         .eq_any(["create_snapshot", "copy_volume"])
         .and(workflows::step.gt(0).or(workflows::direction.eq("backward")));
     let waiting = workflows::kind.eq_any(["attach_volume", "detach_volume"]).and(workflows::attempts.gt(0));
     let changing = diesel::dsl::not(cut.or(waiting).or(workflows::kind.eq("delete_snapshot")));
-    let live = workflows::volume_id.eq(volume).and(workflows::finished_at.is_null());
-    Ok(diesel::select(diesel::dsl::exists(workflows::table.filter(live.and(changing)))).get_result(conn).await?)
+    let live = workflows::volume_id.eq_any(volumes).and(workflows::finished_at.is_null());
+    let live: Vec<String> = workflows::table.filter(live.and(changing)).select(workflows::volume_id).load(conn).await?;
+    let ended = workflows::finished_at.ge(since).and(workflows::kind.ne("delete_snapshot"));
+    let ended: Vec<String> = workflows::table
+        .filter(ended.and(workflows::volume_id.eq_any(volumes)))
+        .select(workflows::volume_id)
+        .load(conn)
+        .await?;
+    Ok(live.into_iter().chain(ended).collect())
+}
+
+/// Whether a repair is under way.
+pub async fn any_repair(conn: &mut Conn) -> Result<bool> {
+    let live = workflows::kind.eq("repair_volume").and(workflows::finished_at.is_null());
+    Ok(diesel::select(diesel::dsl::exists(workflows::table.filter(live))).get_result(conn).await?)
+}
+
+/// The newest workflow of a lock key.
+pub async fn find_by_lock_key(conn: &mut Conn, lock_key: &str) -> Result<Option<Workflow>> {
+    let of_key = workflows::table.filter(workflows::lock_key.eq(lock_key)).order(workflows::id.desc());
+    Ok(of_key.select(Workflow::as_select()).first(conn).await.optional()?)
+}
+
+/// Removes a workflow that nobody has ever taken up; tells whether it was one.
+pub async fn withdraw(conn: &mut Conn, id: i64) -> Result<bool> {
+    let untouched = workflows::lease_generation.eq(0).and(workflows::finished_at.is_null());
+    Ok(diesel::delete(workflows::table.find(id).filter(untouched)).execute(conn).await? == 1)
 }
 
 /// Whether a workflow of one of these volumes is live that is older than the live one of this lock key, and for which a

@@ -1,7 +1,7 @@
 //! DescribeVolumeStatus: how the volumes are, as far as vbs knows.
 //!
-//! It knows whether a volume's storage node answers. A volume whose node does is `ok`; while it does not, `insufficient-data`;
-//! after five minutes of silence `impaired`, with an event that tells since when. There is nothing that a caller could do about
+//! It knows whether a volume's storage node answers, and has the volume. Such a volume is `ok`; while that is not so,
+//! `insufficient-data`; after five minutes `impaired`, with an event that tells since when. There is nothing that a caller could do about
 //! it, so there are no actions.
 
 use crate::db::describe_volume_status::{self as table, DescribedStatus};

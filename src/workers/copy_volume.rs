@@ -48,6 +48,14 @@ impl CopyVolume {
         SnapshotSpec { snapshot: self.snapshot.clone(), volume: self.source.clone(), cut: run.reached > 0 }
     }
 
+    /// The snapshot has no row by which it could be told from another vbs's, should anything be left of it.
+    async fn remember_snapshot(&self, conn: &mut Conn) -> db::Result<()> {
+        match volumes::find(conn, &self.volume).await? {
+            Some(row) => gone::remember(conn, self.snapshot.as_str(), &self.source, &row.node).await,
+            None => Ok(()),
+        }
+    }
+
     fn report(&self) -> std::sync::MutexGuard<'_, Option<SnapshotReport>> {
         self.report.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -103,12 +111,14 @@ impl Workflow for CopyVolume {
     }
 
     async fn record(&self, conn: &mut Conn) -> db::Result<()> {
+        self.remember_snapshot(conn).await?;
         volumes::swap_state(conn, &self.volume, &[VolumeState::Creating], VolumeState::Available).await?;
         Ok(())
     }
 
     /// The copy could not be made, or its owner did not wait for it.
     async fn record_undone(&self, conn: &mut Conn, reason: &str) -> db::Result<()> {
+        self.remember_snapshot(conn).await?;
         match volumes::hold(conn, &self.volume).await? {
             Some(row) if row.state == VolumeState::Deleting => volumes::set_deleted(conn, &self.volume).await,
             _ => volumes::set_error(conn, &self.volume, reason).await,
@@ -117,9 +127,7 @@ impl Workflow for CopyVolume {
 
     /// What is left of the volume goes when it is deleted; what is left of the snapshot the sweeper finds.
     async fn record_given_up(&self, conn: &mut Conn, how: &GivenUp<'_>) -> db::Result<Given> {
-        if let Some(row) = volumes::find(conn, &self.volume).await? {
-            gone::remember(conn, self.snapshot.as_str(), &self.source, &row.node).await?;
-        }
+        self.remember_snapshot(conn).await?;
         volumes::set_error(conn, &self.volume, how.reason).await?;
         Ok(Given::Up)
     }

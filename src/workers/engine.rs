@@ -16,7 +16,7 @@ use diesel_async::AsyncConnection;
 use tracing::{Instrument, info, info_span, warn};
 
 use super::{
-    Context, attach_volume, copy_snapshot, copy_volume, create_snapshot, create_snapshots, create_volume,
+    Context, attach_volume, audit, copy_snapshot, copy_volume, create_snapshot, create_snapshots, create_volume,
     delete_snapshot, delete_volume, detach_volume, modify_volume, repair_volume,
 };
 use crate::db::workflows::{self, Workflow as Row};
@@ -126,6 +126,7 @@ pub(super) async fn of_kind<T: OfKind>(kind: &str, what: T) -> Option<T::Done> {
         "copy_volume" => what.of::<copy_volume::CopyVolume>().await,
         "create_snapshots" => what.of::<create_snapshots::CreateSnapshots>().await,
         "delete_snapshot" => what.of::<delete_snapshot::DeleteSnapshot>().await,
+        "audit" => what.of::<audit::Audit>().await,
         "repair_volume" => what.of::<repair_volume::RepairVolume>().await,
         _ => return None,
     })

@@ -21,6 +21,7 @@ use crate::seal::Sealer;
 
 mod at_rest;
 pub mod attach_volume;
+pub mod audit;
 pub mod copy_snapshot;
 pub mod copy_volume;
 pub mod create_snapshot;
@@ -29,7 +30,9 @@ pub mod create_volume;
 pub mod delete_snapshot;
 pub mod delete_volume;
 pub mod detach_volume;
+mod differences;
 pub mod engine;
+mod look;
 pub mod modify_volume;
 pub mod nodes;
 pub mod operator;

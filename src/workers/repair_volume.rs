@@ -1,6 +1,6 @@
 //! Makes the nodes match the rows again for one volume, after something changed behind our back: a tgtd that died and forgot
 //! its targets, a machine that was restarted and lost its disks, an export that nobody has a use for, a disk or a log-in that is
-//! left of an attachment which is over.
+//! left of an attachment which is over, what is left of the volume or of a snapshot of it that was deleted.
 //!
 //! The sweeper enqueues it. It looks at the rows itself when it runs, in the volume's own order of workflows, so that what
 //! the sweeper saw may be out of date without harm. It does not insist: what it cannot mend now the sweeper sees again.
@@ -8,11 +8,12 @@
 use serde::{Deserialize, Serialize};
 
 use super::attach_volume::Way;
+use super::create_volume::GIB;
 use super::engine::{Given, GivenUp, OnFailure, Run, StepError, Workflow};
-use crate::db::attachments::{self, Attachment, Ends};
-use crate::db::{self, Conn, gone, volumes, workflows};
-use crate::delegate::{Detach, DiskSpec, Limits, MachineRef};
-use crate::ids::VolumeId;
+use crate::db::attachments::{self, Attachment, Ends, Located};
+use crate::db::{self, Conn, gone, snapshots, volumes, workflows};
+use crate::delegate::{Detach, DiskSpec, Limits, MachineRef, SnapshotSpec, VolumeSpec};
+use crate::ids::{SnapshotId, VolumeId};
 use crate::state::{AttachmentState, InstanceState, VolumeState};
 
 const KIND: &str = "repair_volume";
@@ -20,8 +21,38 @@ const KIND: &str = "repair_volume";
 #[derive(Serialize, Deserialize)]
 pub(super) struct RepairVolume {
     volume: VolumeId,
-    #[serde(default)]
-    leftovers: Vec<Leftover>,
+    #[serde(flatten)]
+    what: Repair,
+}
+
+/// What there is to repair beside what the rows say of the volume's attachments.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Repair {
+    /// What hypervisor nodes have of attachments that are over.
+    pub(super) leftovers: Vec<Leftover>,
+    /// What storage nodes have of what was deleted.
+    pub(super) remains: Vec<Remains>,
+    /// Whether its node has less of the volume than its row says.
+    pub(super) smaller: bool,
+}
+
+impl Repair {
+    /// Takes over what another says.
+    pub(super) fn join(&mut self, other: &Self) {
+        self.leftovers.extend_from_slice(&other.leftovers);
+        self.remains.extend_from_slice(&other.remains);
+        self.smaller |= other.smaller;
+    }
+}
+
+/// What a storage node has of a volume or a snapshot that was deleted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Remains {
+    /// The node.
+    pub(super) node: String,
+    /// The volume's or the snapshot's id.
+    pub(super) name: String,
 }
 
 /// What a hypervisor node has of an attachment that is over.
@@ -41,8 +72,8 @@ pub(super) enum Step {
 }
 
 /// Enqueues a repair, unless one is waiting already.
-pub(super) async fn enqueue(conn: &mut Conn, volume: &VolumeId, leftovers: &[Leftover]) -> db::Result<bool> {
-    let params = serde_json::json!({ "volume": volume, "leftovers": leftovers });
+pub(super) async fn enqueue(conn: &mut Conn, volume: &VolumeId, what: Repair) -> db::Result<bool> {
+    let params = serde_json::json!(RepairVolume { volume: volume.clone(), what });
     workflows::enqueue_if_idle(conn, KIND, &format!("repair {volume}"), volume, &params).await
 }
 
@@ -56,10 +87,13 @@ impl Workflow for RepairVolume {
             Step::Mend => {
                 let mut done = Ok(());
                 // What is left over may be in the way of what shall be; what cannot be taken back must not keep the rest broken.
-                for leftover in &self.leftovers {
+                for leftover in &self.what.leftovers {
                     done = done.and(take_back(run, &self.volume, leftover).await);
                 }
-                mend(run, &self.volume).await.and(done).map_err(|error| match error {
+                for remains in &self.what.remains {
+                    done = done.and(remove(run, &self.volume, remains).await);
+                }
+                mend(run, &self.volume, self.what.smaller).await.and(done).map_err(|error| match error {
                     StepError::Retry(reason) | StepError::Wait(reason) => StepError::Fail(reason),
                     other => other,
                 })
@@ -85,10 +119,15 @@ impl Workflow for RepairVolume {
     }
 }
 
-async fn mend(run: &Run<'_>, volume: &VolumeId) -> Result<(), StepError> {
+async fn mend(run: &Run<'_>, volume: &VolumeId, smaller: bool) -> Result<(), StepError> {
     let Some(row) = volumes::find(&mut *run.conn().await?, volume).await? else { return Ok(()) };
     let live = attachments::live_of_volume(&mut *run.conn().await?, volume).await?;
     let mut done = Ok(());
+    let size_bytes = u64::try_from(row.size_gib).unwrap_or(0) * GIB;
+    if smaller && matches!(row.state, VolumeState::Available | VolumeState::InUse) {
+        let spec = VolumeSpec { volume: row.id.clone(), size_bytes, snapshot: row.snapshot_id.clone() };
+        done = grow(run, &row.node, &spec, &live).await;
+    }
     for (attachment, ends) in live.iter().filter(|(row, _)| row.state == AttachmentState::Attached) {
         // One that cannot be mended must not keep the others broken.
         done = done.and(mend_one(run, attachment, ends).await);
@@ -99,6 +138,41 @@ async fn mend(run: &Run<'_>, volume: &VolumeId) -> Result<(), StepError> {
         run.context.nodes.storage(&row.node)?.ensure_not_exported(run.generation, volume, &wanted).await?;
     }
     Ok(())
+}
+
+/// Gives a volume the size that its row says, and lets the machines that have it see that.
+async fn grow(run: &Run<'_>, node: &str, spec: &VolumeSpec, live: &[Located]) -> Result<(), StepError> {
+    run.context.nodes.storage(node)?.ensure_grown(run.generation, spec).await?;
+    for (attachment, _) in live.iter().filter(|(row, _)| row.state == AttachmentState::Attached) {
+        Way::find(run, attachment.id).await?.grow(run, spec.size_bytes).await?;
+    }
+    Ok(())
+}
+
+/// Removes what a node has of a volume or a snapshot that was on it and is deleted. Names are never used again: what is known
+/// for gone cannot come back.
+async fn remove(run: &Run<'_>, volume: &VolumeId, remains: &Remains) -> Result<(), StepError> {
+    let Remains { node, name } = remains;
+    let mut conn = run.conn().await?;
+    if !gone::is_known(&mut conn, name, volume, node).await? {
+        return Ok(());
+    }
+    let storage = run.context.nodes.storage(node)?;
+    if let Ok(snapshot) = SnapshotId::parse(name) {
+        if snapshots::find(&mut conn, &snapshot).await?.is_some() {
+            return Ok(());
+        }
+        drop(conn);
+        let spec = SnapshotSpec { snapshot, volume: volume.clone(), cut: false };
+        return Ok(storage.ensure_no_snapshot(run.generation, &spec).await?);
+    }
+    let row = volumes::find(&mut conn, volume).await?;
+    if name != volume.as_str() || row.is_some_and(|row| row.state != VolumeState::Deleted) {
+        return Ok(());
+    }
+    drop(conn);
+    storage.ensure_not_exported(run.generation, volume, &[]).await?;
+    Ok(storage.ensure_no_volume(run.generation, volume).await?)
 }
 
 async fn mend_one(run: &Run<'_>, attachment: &Attachment, ends: &Ends) -> Result<(), StepError> {

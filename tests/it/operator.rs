@@ -52,7 +52,7 @@ async fn delete(cloud: &Cloud, volume: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_undo_that_cannot_finish_is_shown_with_its_history_and_goes_on_at_once_when_it_is_retried() {
     let cloud = Cloud::start_with(CALM).await;
-    let cli = Cli::of(&cloud, "");
+    let cli = Cli::of(&cloud);
     let volume = cloud.volume().await;
     let id = stuck_undo(&cloud, &volume).await;
     let line = cli.ok(&["workflow", "list"]);
@@ -89,7 +89,7 @@ async fn an_undo_that_cannot_finish_is_shown_with_its_history_and_goes_on_at_onc
 #[tokio::test(flavor = "multi_thread")]
 async fn an_attachment_whose_machine_cannot_be_asked_ends_only_when_the_operator_says_it_is_off() {
     let cloud = Cloud::start_with(CALM).await;
-    let cli = Cli::of(&cloud, "");
+    let cli = Cli::of(&cloud);
     let (volume, instances) = (cloud.volume().await, cloud.instances().await);
     let id = VolumeId::parse(&volume).unwrap();
     let workflow = stuck_undo(&cloud, &volume).await;
@@ -130,7 +130,7 @@ async fn an_attachment_whose_machine_cannot_be_asked_ends_only_when_the_operator
 #[tokio::test(flavor = "multi_thread")]
 async fn a_detach_that_is_given_up_while_the_guest_holds_on_leaves_the_volume_attached() {
     let cloud = Cloud::start_with(CALM).await;
-    let cli = Cli::of(&cloud, "");
+    let cli = Cli::of(&cloud);
     let volume = cloud.volume().await;
     let id = VolumeId::parse(&volume).unwrap();
     cloud.attach(&volume, &cloud.instances().await[0], "/dev/sdf").await;
@@ -162,7 +162,7 @@ async fn a_detach_that_is_given_up_while_the_guest_holds_on_leaves_the_volume_at
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deletion_that_is_given_up_leaves_an_error_that_can_be_deleted_again() {
     let cloud = Cloud::start_with(CALM).await;
-    let cli = Cli::of(&cloud, "");
+    let cli = Cli::of(&cloud);
     let volume = cloud.volume().await;
     let snapshot = cloud.client.ok("CreateSnapshot", &[("VolumeId", &volume)]).await.text("snapshotId");
     cloud.snapshot_becomes(&snapshot, "completed").await;
@@ -196,7 +196,7 @@ async fn a_deletion_that_is_given_up_leaves_an_error_that_can_be_deleted_again()
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_being_made_turns_back_when_it_is_given_up_and_ends_in_error_when_its_undo_is() {
     let cloud = Cloud::start_with(CALM).await;
-    let cli = Cli::of(&cloud, "");
+    let cli = Cli::of(&cloud);
     cloud.sim.push_fault(Fault::always("ensure_volume", FaultKind::EffectThenLost));
     cloud.sim.push_fault(Fault::always("ensure_no_volume", AWAY));
     let parameters = [("AvailabilityZone", "us-east-1a"), ("Size", "1")];

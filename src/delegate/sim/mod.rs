@@ -5,7 +5,7 @@
 //! worst: [`Fault`]s are injected per verb, guests hold on to their disks, target daemons forget everything, machines go
 //! away. A volume's bytes are one number, its content, so that a test can tell whether a snapshot restores what was there.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use crate::config;
 use crate::ids::{SnapshotId, VolumeId};
 
 pub mod fault;
+mod spoil;
 mod storage;
 mod vmm;
 
@@ -73,6 +74,8 @@ struct StorageNode {
     /// Volumes that are being filled from other nodes, and how much of each is, in per cent.
     restores: BTreeMap<VolumeId, u8>,
     exports: BTreeMap<String, ExportSpec>,
+    /// The names of exports that are not whole.
+    broken: BTreeSet<String>,
 }
 
 /// A snapshot that is being copied out.

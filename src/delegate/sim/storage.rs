@@ -283,6 +283,7 @@ impl VolumeDelegate for SimStorage {
             }
             node.exports.retain(|_, other| !ends(other));
             node.exports.insert(spec.iqn.clone(), spec.clone());
+            node.broken.remove(&spec.iqn);
             Ok(self.portal())
         };
         self.cloud.call("ensure_exported", export).await
@@ -307,7 +308,7 @@ impl VolumeDelegate for SimStorage {
                 iqn: export.iqn.clone(),
                 volume: export.volume.clone(),
                 sessions,
-                whole: true,
+                whole: !node.broken.contains(&export.iqn),
             });
             Ok(StorageObservation {
                 volumes: node.volumes.iter().map(|(id, content)| (id.clone(), content.size_bytes)).collect(),

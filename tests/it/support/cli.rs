@@ -19,8 +19,8 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// On a cloud's database; `nodes` is the part of the file that lists the nodes.
-    pub fn of(cloud: &Cloud, nodes: &str) -> Self {
+    /// On a cloud's database. The nodes are not in it: an operator's commands never talk to them.
+    pub fn of(cloud: &Cloud) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let text = format!(
             r#"
@@ -28,7 +28,6 @@ impl Cli {
             zones = ["us-east-1a", "us-east-1b"]
             master_key = {{ env = "NOT_READ" }}
             database = {{ url = "{}" }}
-            {nodes}
             "#,
             cloud.context.database_url
         );
