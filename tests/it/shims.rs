@@ -85,9 +85,12 @@ impl Node {
         let snapshot = SnapshotSpec { snapshot: SnapshotId::generate(), volume: volume.clone(), cut: false };
         storage.ensure_snapshot(NOW, &snapshot).await.unwrap();
         let seen = self.until(case, async || storage.observe().await).await;
-        // A look that was lied to may see nothing; the next one is right.
-        let seen = if seen.exports.is_empty() { storage.observe().await.unwrap() } else { seen };
-        assert!(seen.exports.iter().any(|seen| seen.iqn == export.iqn && seen.sessions.is_empty()), "{case}: {seen:?}");
+        // A look that was lied to shows less; the next one is right.
+        let shown = seen.exports.iter().any(|seen| seen.iqn == export.iqn && seen.whole);
+        let seen = if shown { seen } else { storage.observe().await.unwrap() };
+        let whole =
+            |iqn: &str| seen.exports.iter().any(|seen| seen.iqn == *iqn && seen.whole && seen.sessions.is_empty());
+        assert!(whole(&export.iqn), "{case}: {seen:?}");
 
         self.until(case, async || storage.ensure_not_exported(NOW, volume, &[]).await).await;
         if fault.is_some_and(|(_, kind)| kind == "comes late") {
