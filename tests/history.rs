@@ -39,6 +39,7 @@ mod world;
 use std::sync::Arc;
 
 use record::What;
+use tokio_util::sync::CancellationToken;
 use world::World;
 
 /// How many calls there are at least.
@@ -51,9 +52,11 @@ async fn what_random_clients_see_is_what_is_promised() {
     let operations = number("VBS_HISTORY_OPERATIONS").unwrap_or(OPERATIONS);
     println!("VBS_HISTORY_SEED={seed} VBS_HISTORY_OPERATIONS={operations}");
     let world = Arc::new(World::start().await);
-    let disturbing = tokio::spawn(nemesis::disturb(world.clone(), seed));
+    let stop = CancellationToken::new();
+    let disturbing = tokio::spawn(nemesis::disturb(world.clone(), seed, stop.clone()));
     let things = clients::work(&world, seed, operations).await;
-    disturbing.abort();
+    stop.cancel();
+    disturbing.await.expect("the nemesis does not panic");
     finale::look(&world, &things).await;
     let events = world.record.events();
     let left = finale::delete_all(&world).await;

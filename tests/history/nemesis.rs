@@ -6,12 +6,17 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use vbs::delegate::sim::{Fault, FaultKind};
 use vbs::delegate::{ErrorKind, SnapshotMethod};
 
 use crate::nodes::ZONES;
 use crate::record::What;
 use crate::world::{GATEWAYS, World};
+
+/// How many disturbances last at once, so that some gateway serves at most times.
+const AT_ONCE: usize = 2;
 
 /// The verbs that faults strike.
 const VERBS: [&str; 12] = [
@@ -92,19 +97,25 @@ fn fault(rng: &mut StdRng) -> Fault {
     Fault { after: rng.random_range(0..5), ..Fault::once(VERBS.choose(rng).unwrap(), kind) }
 }
 
-/// Disturbs until it is aborted.
-pub async fn disturb(world: Arc<World>, seed: u64) {
-    let mut due = 0;
+/// Disturbs until it shall stop, and then waits until what it has begun is over.
+pub async fn disturb(world: Arc<World>, seed: u64, stop: CancellationToken) {
+    let mut running = JoinSet::new();
     for (calls, disturbance) in schedule(seed) {
-        due += calls;
-        world.after_calls(due).await;
+        while running.len() >= AT_ONCE {
+            running.join_next().await;
+        }
+        tokio::select! {
+            () = world.after_calls(calls) => {}
+            () = stop.cancelled() => break,
+        }
         let world = world.clone();
-        tokio::spawn(async move {
+        running.spawn(async move {
             let begun = world.record.now();
             apply(&world, &disturbance).await;
             world.record.add(begun, "nemesis", What::Disturbed(format!("{disturbance:?}")));
         });
     }
+    while running.join_next().await.is_some() {}
 }
 
 async fn apply(world: &World, disturbance: &Disturbance) {

@@ -116,10 +116,11 @@ impl World {
         self.calls.send_modify(|calls| *calls += 1);
     }
 
-    /// Waits until so many calls were made.
-    pub async fn after_calls(&self, number: u64) {
+    /// Waits until so many more calls were made.
+    pub async fn after_calls(&self, more: u64) {
         let mut calls = self.calls.subscribe();
-        calls.wait_for(|calls| *calls >= number).await.expect("the world is there");
+        let until = *calls.borrow() + more;
+        calls.wait_for(|calls| *calls >= until).await.expect("the world is there");
     }
 
     /// Where clients look for a gateway.
