@@ -19,6 +19,8 @@ from model import check_answer
 from running import PROGRAM, TARGET, Dev, aws_environment, directory, until
 
 LEDGER = Ledger()
+# Takes long to build, and is run when it is asked for.
+WITH_RUST = "test_rust.py"
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,17 @@ def remove_volume(ec2, volume):
     until(f"{volume} to go", lambda: not found())
 
 
+def pytest_addoption(parser):
+    parser.addoption("--with-rust", action="store_true", help="also build and run the AWS SDK for Rust (minutes, 7 GB)")
+
+
+def pytest_ignore_collect(collection_path, config):
+    if collection_path.name == WITH_RUST and not config.option.with_rust:
+        LEDGER.not_run["aws-sdk-ec2"] = "--with-rust"
+        return True
+    return None
+
+
 def pytest_sessionstart():
     if not PROGRAM.exists():
         pytest.exit(f"there is no {PROGRAM}: run cargo build, or set VBS_BIN", returncode=2)
@@ -207,10 +220,11 @@ def pytest_runtest_logreport(report):
 
 
 def is_whole(config, items):
-    """Whether this run is of all tests but the lab's."""
+    """Whether this run is of all tests but the lab's, and those that need a flag."""
     here = Path(__file__).parent
     narrowed = config.option.keyword or config.option.markexpr or any("::" in argument for argument in config.args)
-    return not narrowed and {path.name for path in here.glob("test_*.py")} <= {item.path.name for item in items}
+    wanted = {path.name for path in here.glob("test_*.py")} - (set() if config.option.with_rust else {WITH_RUST})
+    return not narrowed and wanted <= {item.path.name for item in items}
 
 
 def pytest_collection_finish(session):

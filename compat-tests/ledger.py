@@ -15,6 +15,8 @@ class Ledger:
         self.failed = set()
         self.whole = False
         self.versions = {}
+        # Clients that need a flag which was not given, with the flag.
+        self.not_run = {}
 
     def client(self, name, version):
         """A client that is no Python distribution."""
@@ -40,7 +42,8 @@ class Ledger:
         for client, action in self.sent_in:
             failed = self.sent_in[client, action] & self.failed
             found[f"{client} {self.version(client)}"][action] = "FAILED" if failed else "passed"
-        return dict(found)
+        not_run = {client: {"(all)": f"not run (needs {flag})"} for client, flag in self.not_run.items()}
+        return not_run | found
 
     def version(self, client):
         return self.versions.get(client) or version(client)
@@ -58,7 +61,7 @@ END = "<!-- The end of what is written. -->\n"
 
 
 def update(path, results):
-    """Writes the table into the README. A client that was not run this time, as one that needs a flag, keeps what it had."""
+    """Writes the table into the README. A client that was not run this time keeps what it had, unless it needs a flag."""
     text = path.read_text()
     before, rest = text.split(BEGIN)
     written, after = rest.split(END)

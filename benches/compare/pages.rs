@@ -24,7 +24,7 @@ const MOTO: Duration = Duration::from_secs(5);
 
 /// The filters: of each a value that few volumes have or none, so that all must be looked at, and one that most have, where there is
 /// one, so that the page is full.
-const FILTERS: [(&str, &str, Option<&str>); 27] = [
+const FILTERS: [(&str, &str, Option<&str>); 30] = [
     ("attachment.attach-time", "2026-01-01T00:00:05.000Z", Some("2026-01-*")),
     ("attachment.delete-on-termination", "true", Some("false")),
     ("attachment.device", "/dev/sdz", Some("/dev/sd?")),
@@ -34,12 +34,14 @@ const FILTERS: [(&str, &str, Option<&str>); 27] = [
     ("availability-zone-id", "use1-az2", Some("use1-az1")),
     ("create-time", "2026-01-01T00:00:05.000Z", Some("2026-01-*")),
     ("create-time", "1926-*", None),
+    ("create-time", "*T99:*", Some("*:00:??.*")),
     ("encrypted", "true", Some("false")),
     ("fast-restored", "true", Some("false")),
     ("multi-attach-enabled", "true", Some("false")),
     ("operator.managed", "true", Some("false")),
     ("operator.principal", "nobody", None),
     ("size", "16384", Some("*")),
+    ("size", "9?9", Some("?*")),
     ("snapshot-id", "snap-0123456789abcdef0", None),
     ("status", "error", Some("available")),
     ("tag:Name", "volume 77777", Some("volume *")),
@@ -48,6 +50,7 @@ const FILTERS: [(&str, &str, Option<&str>); 27] = [
     ("tag-key", "owner", Some("environment")),
     ("tag-key", "own*", Some("*")),
     ("tag-value", "test", Some("production")),
+    ("tag-value", "*x", Some("*")),
     ("volume-id", "vol-0123456789abcdef0", Some("vol-*")),
     ("volume-id", "*0123456789abcdef0", None),
     ("volume-initialization-rate", "100", None),

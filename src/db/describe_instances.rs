@@ -60,8 +60,8 @@ type Row = (
     Array<Text>,
 );
 
-/// The expression of an instance's id, for tags; conditions may also use the alias `i` (instances).
-const ID: &str = "i.id";
+/// What tells that a tag is an instance's; conditions may also use the alias `i` (instances).
+const TAGS: &str = "t.account_id = i.account_id AND t.resource_id = i.id";
 
 const SELECT: &str = "SELECT i.id, i.zone, i.machine, i.state, i.vcpus, i.memory_mib, i.launched_at, \
     d.volume_ids, d.devices, d.states, d.attached_at, d.delete_on_termination, \
@@ -86,7 +86,7 @@ pub async fn by_ids(
         .text(account_id)
         .sql(" AND i.id")
         .one_of(ids)
-        .conditions(conditions, ID)
+        .conditions(conditions, TAGS)
         .sql(" ORDER BY i.id");
     Ok(query.load(conn).await?)
 }
@@ -103,7 +103,7 @@ pub async fn page<'a>(
         .text(account_id)
         .sql(" AND i.id > ")
         .text(after.unwrap_or_default())
-        .conditions(conditions, ID)
+        .conditions(conditions, TAGS)
         .sql(" ORDER BY i.id LIMIT ")
         .number(limit);
     query.rows(conn).await

@@ -8,8 +8,8 @@ use super::statement::{Condition, Rows, Statement};
 use super::{Conn, Result};
 use crate::ids::VolumeId;
 
-/// The expression of a volume's id; conditions may also use the alias `m` (volume_modifications).
-const ID: &str = "m.volume_id";
+/// Nothing looks at tags here; conditions use the alias `m` (volume_modifications).
+const TAGS: &str = "false";
 
 /// Of a volume that is being deleted nothing is shown.
 const SELECT: &str = "SELECT m.* FROM volume_modifications m JOIN volumes v ON v.id = m.volume_id \
@@ -26,7 +26,7 @@ pub async fn by_ids(
         .text(account_id)
         .sql(" AND m.volume_id")
         .one_of(ids)
-        .conditions(conditions, ID)
+        .conditions(conditions, TAGS)
         .sql(" ORDER BY m.volume_id");
     Ok(query.load(conn).await?)
 }
@@ -46,7 +46,7 @@ pub async fn page<'a>(
         // Said of both, so that no plan walks through one of them from its beginning.
         .sql(" AND v.id > ")
         .text(after.unwrap_or_default())
-        .conditions(conditions, ID)
+        .conditions(conditions, TAGS)
         .sql(" ORDER BY m.volume_id LIMIT ")
         .number(limit);
     query.rows(conn).await

@@ -160,7 +160,7 @@ impl Scope<'_> {
                 .sql("))"),
             Own::All | Own::None => query,
         };
-        range.of(query, "s.id", conditions, "s.id")
+        range.of(query, "s.id", conditions, "t.account_id = s.account_id AND t.resource_id = s.id")
     }
 
     /// The ids of others' that this grantee may use. Their tags are nobody's but the owner's, so no condition on tags is met.
@@ -180,25 +180,25 @@ impl Scope<'_> {
             Some(owners) => query.sql(" AND s.account_id = ANY(").texts(owners).sql(")"),
             None => query,
         };
-        range.of(query, "p.snapshot_id", conditions, "NULL::text")
+        range.of(query, "p.snapshot_id", conditions, "false")
     }
 }
 
 impl Range<'_> {
-    /// Ends the statement of a part: `id` is what its index goes by, `tagged` what tags hang on.
+    /// Ends the statement of a part: `id` is what its index goes by, `tags` tells which are the tags of one.
     fn of(
         self,
         query: Statement<Row>,
         id: &'static str,
         conditions: &[Condition],
-        tagged: &'static str,
+        tags: &'static str,
     ) -> Statement<Row> {
         let query = query.sql(" AND ").sql(id);
         let query = match self {
             Self::These(ids) => query.one_of(ids),
             Self::Page { after, .. } => query.sql(" > ").text(after),
         };
-        let query = query.conditions(conditions, tagged);
+        let query = query.conditions(conditions, tags);
         match self {
             Self::These(_) => query.sql(")"),
             Self::Page { limit, .. } => query.sql(" ORDER BY ").sql(id).sql(" LIMIT ").number(limit).sql(")"),
@@ -266,6 +266,6 @@ mod tests {
         let text = diesel::debug_query::<Pg, _>(&query).to_string();
         let (own, others) = text.split_once(" UNION ").unwrap();
         assert!(own.contains("t.resource_id = s.id AND t.key"), "{own}");
-        assert!(others.contains("t.resource_id = NULL::text AND t.key"), "{others}");
+        assert!(others.contains("tags t WHERE false AND t.key"), "{others}");
     }
 }

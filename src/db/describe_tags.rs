@@ -40,7 +40,7 @@ pub async fn page<'a>(
             .sql(", ")
             .text(key)
             .sql(")")
-            .conditions(conditions, "g.resource_id")
+            .conditions(conditions, "false")
             .sql(" ORDER BY g.resource_id, g.key LIMIT ")
             .number(limit);
     query.rows(conn).await

@@ -61,8 +61,8 @@ type Row = (
     Nullable<Timestamptz>,
 );
 
-/// The expression of a volume's id; conditions may also use the columns of [`SELECT`]'s `s`.
-const ID: &str = "s.id";
+/// Nothing looks at tags here; conditions use the columns of [`SELECT`]'s `s`.
+const TAGS: &str = "false";
 
 /// The five minutes are the time for which a silence may be a restart. The instances are looked for row by row: a join would be
 /// merged, and walk through all attachments for a page at the end.
@@ -100,7 +100,7 @@ pub async fn by_ids(
         .text(account_id)
         .sql(" AND s.id")
         .one_of(ids)
-        .conditions(conditions, ID)
+        .conditions(conditions, TAGS)
         .sql(" ORDER BY s.id");
     Ok(query.load(conn).await?)
 }
@@ -117,7 +117,7 @@ pub async fn page<'a>(
         .text(account_id)
         .sql(" AND s.id > ")
         .text(after.unwrap_or_default())
-        .conditions(conditions, ID)
+        .conditions(conditions, TAGS)
         .sql(" ORDER BY s.id LIMIT ")
         .number(limit);
     query.rows(conn).await

@@ -85,8 +85,9 @@ type Row = (
     Array<Text>,
 );
 
-/// The expression of a volume's id, for tags; conditions may also use the alias `v` (volumes).
-const ID: &str = "v.id";
+/// What tells that a tag is a volume's; conditions may also use the alias `v` (volumes). With the account in it a tag can be looked
+/// up first, and the volume for it.
+const TAGS: &str = "t.account_id = v.account_id AND t.resource_id = v.id";
 
 /// The attachments are looked for row by row: a join would be merged, and walk through all attachments for a page at the end.
 const SELECT: &str = "SELECT v.account_id, v.id, v.size_gib, v.snapshot_id, v.zone, v.state, v.created_at, \
@@ -102,6 +103,11 @@ const SELECT: &str = "SELECT v.account_id, v.id, v.size_gib, v.snapshot_id, v.zo
         FROM (SELECT * FROM attachments WHERE account_id = v.account_id AND volume_id = v.id AND state <> 'detached' \
             ORDER BY attached_at, id) AS sorted) a ON true";
 
+/// `k` has the keys of the tags of an account, each found behind the one before.
+const KEYS: &str = "WITH RECURSIVE k (key) AS ((SELECT t.key FROM tags t WHERE t.account_id = ";
+const KEYS_ON: &str = " ORDER BY t.key LIMIT 1) UNION ALL SELECT (SELECT t.key FROM tags t WHERE t.account_id = ";
+const KEYS_END: &str = " AND t.key > k.key ORDER BY t.key LIMIT 1) FROM k WHERE k.key IS NOT NULL) ";
+
 /// The volumes of these ids that the account has. Who is missing is not there.
 pub async fn by_ids(
     conn: &mut Conn,
@@ -114,7 +120,7 @@ pub async fn by_ids(
         .text(account_id)
         .sql(" AND v.state <> 'deleted' AND v.id")
         .one_of(ids)
-        .conditions(conditions, ID)
+        .conditions(conditions, TAGS)
         .sql(" ORDER BY v.id");
     Ok(query.load(conn).await?)
 }
@@ -178,7 +184,7 @@ struct Page<'a> {
 impl Page<'_> {
     fn of_volumes(&self, query: Statement<Row>, conditions: &[Condition]) -> Statement<Row> {
         self.start(query, "SELECT v.id FROM volumes v WHERE v.state <> 'deleted' AND v.account_id = ", " AND v.id > ")
-            .conditions(conditions, ID)
+            .conditions(conditions, TAGS)
             .sql(" ORDER BY v.id LIMIT ")
             .number(self.limit)
     }
@@ -194,30 +200,42 @@ impl Page<'_> {
             .number(self.limit)
     }
 
-    /// The tags of a volume go with it. A tag is most often asked for by key and value, to find the one volume that has it:
-    /// there is an index for that.
+    /// The tags of a volume go with it. Each value or key that is asked for has the resources in order in an index, and as many of
+    /// them as a page holds are enough. A pattern on keys is tried on each key that the account has, which are few; one on the values
+    /// of a key on all that have the key; one on all values on all tags.
     fn of_tags(&self, query: Statement<Row>, condition: &Condition) -> Statement<Row> {
-        const SELECT: &str = "SELECT DISTINCT t.resource_id FROM tags t WHERE t.account_id = ";
-        const BEHIND: &str = " AND t.resource_id > ";
-        if let (Subject::Tag(key), true) = (&condition.subject, condition.values.like.is_empty()) {
-            let query = query
-                .sql("SELECT DISTINCT u.resource_id FROM unnest(")
-                .texts(&condition.values.exact)
-                .sql(") AS x (value) CROSS JOIN LATERAL (");
-            return self
-                .start(query, "SELECT t.resource_id FROM tags t WHERE t.account_id = ", BEHIND)
-                .sql(" AND t.key = ")
-                .text(key)
-                .sql(" AND t.value = x.value AND t.resource_type = 'volume' ORDER BY t.resource_id LIMIT ")
-                .number(self.limit)
-                .sql(") u ORDER BY u.resource_id LIMIT ")
-                .number(self.limit);
+        let Condition { subject, values } = condition;
+        match subject {
+            Subject::Tag(_) | Subject::AnyTagValue if values.like.is_empty() => {
+                let query = query.sql("SELECT DISTINCT u.id FROM unnest(").texts(&values.exact).sql(") AS x (value)");
+                let query = self.tags(query.sql(" CROSS JOIN LATERAL ("), " AND t.value = x.value");
+                let query = match subject {
+                    Subject::Tag(key) => query.sql(" AND t.key = ").text(key),
+                    _ => query,
+                };
+                self.first(self.first(query, " ORDER BY t.resource_id").sql(") u"), " ORDER BY u.id")
+            }
+            Subject::AnyTagKey => {
+                let query = query.sql(KEYS).text(self.account_id).sql(KEYS_ON).text(self.account_id).sql(KEYS_END);
+                let query = query.sql("SELECT DISTINCT u.id FROM k CROSS JOIN LATERAL (");
+                let query = self.first(self.tags(query, " AND t.key = k.key"), " ORDER BY t.resource_id");
+                self.first(query.sql(") u WHERE ").any("k.key", values), " ORDER BY u.id")
+            }
+            _ => {
+                let query = self.tags(query.sql("SELECT DISTINCT u.id FROM ("), " AND ").of_tag(condition);
+                self.first(query.sql(") u"), " ORDER BY u.id")
+            }
         }
-        self.start(query, SELECT, BEHIND)
-            .sql(" AND ")
-            .of_tag(condition)
-            .sql(" AND t.resource_type = 'volume' ORDER BY t.resource_id LIMIT ")
-            .number(self.limit)
+    }
+
+    fn tags(&self, query: Statement<Row>, of: &'static str) -> Statement<Row> {
+        const SELECT: &str =
+            "SELECT t.resource_id AS id FROM tags t WHERE t.resource_type = 'volume' AND t.account_id = ";
+        self.start(query, SELECT, " AND t.resource_id > ").sql(of)
+    }
+
+    fn first(&self, query: Statement<Row>, order: &'static str) -> Statement<Row> {
+        query.sql(order).sql(" LIMIT ").number(self.limit)
     }
 
     fn start(&self, query: Statement<Row>, select: &'static str, behind: &'static str) -> Statement<Row> {

@@ -119,13 +119,15 @@ impl Pool {
 /// Statements are planned once: each finds its rows by an index, whatever the values. Left to itself Postgres plans one with
 /// an array anew at each execution, which takes four times as long as running it; and what it plans while a table is empty
 /// reads the whole table or sorts all that is due, long after it has filled up. Nothing here runs long enough to be worth
-/// compiling, as Postgres would do on account of the costs that these settings pretend.
+/// compiling, as Postgres would do on account of the costs that these settings pretend. Filters on instants count on the form in
+/// which it writes them.
 async fn establish_bounded(url: String) -> diesel::ConnectionResult<AsyncPgConnection> {
     let mut conn = AsyncPgConnection::establish(&url).await?;
     let set = format!(
         "SELECT set_config('statement_timeout', '{}', false), \
          set_config('idle_in_transaction_session_timeout', '{}', false), \
-         set_config('jit', 'off', false), set_config('plan_cache_mode', 'force_generic_plan', false), \
+         set_config('datestyle', 'ISO, YMD', false), set_config('jit', 'off', false), \
+         set_config('plan_cache_mode', 'force_generic_plan', false), \
          set_config('enable_seqscan', 'off', false), set_config('enable_bitmapscan', 'off', false)",
         STATEMENT_TIMEOUT.as_millis(),
         IDLE_IN_TRANSACTION.as_millis(),

@@ -90,14 +90,12 @@ pub async fn describe(api: &Api, call: &Call, mut params: Params) -> ApiResult<S
     Ok(xml.finish())
 }
 
-const CREATE_TIME: Instant = Instant {
-    at: "v.created_at",
-    text: r#"to_char(v.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"#,
-};
+const CREATE_TIME: Instant =
+    Instant { at: "v.created_at", text: "(v.created_at AT TIME ZONE interval '0' + interval '1 microsecond')::text" };
 
 const ATTACH_TIME: Instant = Instant {
     at: "date_trunc('second', b.attached_at)",
-    text: r#"to_char(b.attached_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS".000Z"')"#,
+    text: "(date_trunc('second', b.attached_at) AT TIME ZONE interval '0' + interval '1 microsecond')::text",
 };
 
 /// How often a volume that is about to be free is tried to be deleted.

@@ -121,22 +121,32 @@ async fn pages_of_a_filter_have_all_that_it_selects_once_and_in_order() {
     let cloud = Cloud::start().await;
     fill(&cloud).await;
     let instance = cloud.instances().await.remove(0);
-    let cases: [(Filters, Expected); 15] = [
+    let cases: [(Filters, Expected); 25] = [
         (&[("attachment.instance-id", &[&instance])], |n| n % 2 == 1),
         (&[("attachment.device", &["/dev/7", "/dev/8", "/dev/9?"])], |n| n == 7 || n > 90 && n < 100 && n % 2 == 1),
         (&[("attachment.attach-time", &["2026-02-01T00:00:00.000Z"])], |n| n % 2 == 1),
         (&[("attachment.attach-time", &["2026-02-01T00:00:00.789Z"])], |_| false),
         (&[("attachment.attach-time", &["2026-02-01T00:00:00.789Z", "2026-02*"])], |n| n % 2 == 1),
+        (&[("attachment.attach-time", &["*T00:00:00.000?"])], |n| n % 2 == 1),
+        (&[("attachment.attach-time", &["*1", "*.789*", "* *"])], |_| false),
         (&[("attachment.status", &["attached"]), ("size", &["2"])], |n| n % 100 == 1),
         (&[("create-time", &["2026-01-31T12:00:00.500Z", "2026-01-31T12:00:01.000Z"])], |n| (2..6).contains(&n)),
         (&[("create-time", &["2026-01-31T12:00:00.5Z", "nonsense"])], |_| false),
         (&[("create-time", &["2026-01-31T12:00:00.*"])], |n| n < 4),
+        (&[("create-time", &["*.500Z", "nonsense"])], |n| n / 2 % 2 == 1),
+        (&[("create-time", &["2026-01-31 *", "*001*", "*?Z*Z"])], |_| false),
         (&[("tag:number", &["7", "1100", "5000"])], |n| n == 7 || n == 1100),
         (&[("tag:number", &["7", "10*"])], |n| n == 7 || n.to_string().starts_with("10")),
         (&[("tag:number", &["7", "9"]), ("tag:other", &["*"])], |n| n == 7 || n == 9),
+        (&[("status", &["available"]), ("tag:number", &["7", "8"])], |n| n == 8),
+        (&[("tag:number", &["8"]), ("status", &["available", "in-use"])], |n| n == 8),
         (&[("tag-key", &["owner"])], |n| n % 10 == 0),
+        (&[("tag-key", &["own*", "nobody's"])], |n| n % 10 == 0),
+        (&[("tag-key", &["o*"])], |_| true),
         (&[("tag-key", &["*"])], |_| true),
+        (&[("tag-key", &["n", "*x"])], |_| false),
         (&[("tag-value", &["70", "110"])], |n| n == 70 || n == 110),
+        (&[("tag-value", &["70", "11?0"])], |n| n == 70 || n == 1100),
     ];
     for (filters, expected) in cases {
         let expected: Vec<usize> = (1..=VOLUMES).filter(|n| expected(*n)).collect();

@@ -148,7 +148,8 @@ async fn every_verb_may_fail_once_in_every_way_and_the_whole_life_still_passes()
 async fn a_guest_that_holds_on_makes_a_detach_busy_until_it_lets_go() {
     let cloud = Cloud::start().await;
     let volume = cloud.volume().await;
-    cloud.attach(&volume, &cloud.instances().await[0], "/dev/sdf").await;
+    let instance = cloud.instances().await[0].clone();
+    cloud.attach(&volume, &instance, "/dev/sdf").await;
     cloud.sim.hold_on("vm-1", true);
     cloud.client.ok("DetachVolume", &[("VolumeId", &volume)]).await;
     cloud.until("busy", async || cloud.attachment_state(&volume).await.as_deref() == Some("busy")).await;
@@ -158,8 +159,15 @@ async fn a_guest_that_holds_on_makes_a_detach_busy_until_it_lets_go() {
     // A guest that holds on for hours does not hold up snapshots.
     let snapshot = cloud.client.ok("CreateSnapshot", &[("VolumeId", &volume)]).await.text("snapshotId");
     cloud.snapshot_becomes(&snapshot, "completed").await;
+    // Nor is its name free before the disk is gone.
+    let other = cloud.volume().await;
+    let again = [("VolumeId", &*other), ("InstanceId", &*instance), ("Device", "xvdf")];
+    let (code, message) = cloud.client.fails("AttachVolume", &again).await;
+    assert_eq!(code, "InvalidParameterValue");
+    assert_eq!(message, "Invalid value 'xvdf' for unixDevice. Attachment point xvdf is already in use");
     cloud.sim.hold_on("vm-1", false);
     cloud.volume_becomes(&volume, "available").await;
+    cloud.attach(&other, &instance, "xvdf").await;
     cloud.settle().await;
 }
 
