@@ -7,8 +7,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::reading::{self, Question};
-use super::sources::Sources;
 use super::source::{CHUNK, Grant, Piece, Summary};
+use super::sources::Sources;
 use super::wire::{Call, DetachSpec, EndExports, GrowSpec, RestoreCall};
 use super::{
     ConnectSpec, CopySpec, DelegateError, Detach, DiskSpec, ExportSpec, Growth, Pause, PauseSpec, Portal,
