@@ -18,8 +18,6 @@ mod api_multi_attach;
 mod api_pages;
 #[path = "it/api_quotas.rs"]
 mod api_quotas;
-#[path = "it/api_signed.rs"]
-mod api_signed;
 #[path = "it/api_snapshot_copies.rs"]
 mod api_snapshot_copies;
 #[path = "it/api_snapshot_sets.rs"]
