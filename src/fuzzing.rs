@@ -15,9 +15,11 @@ pub use crate::ec2_api::fuzzing::{query, signature, signed, words};
 mod tests {
     use std::path::Path;
 
+    type Target = fn(&[u8]);
+
     #[test]
     fn what_the_fuzzer_has_found_worth_keeping_holds() {
-        let targets: [(&str, fn(&[u8])); 8] = [
+        let targets: [(&str, Target); 8] = [
             ("query", super::query),
             ("words", super::words),
             ("signature", super::signature),

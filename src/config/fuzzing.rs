@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 use super::{Config, DelegateConfig, Link, Server, Storage, Vmm};
 
 /// A file. What is accepted can be worked with: its times can be added to a clock's, and no two nodes have one name.
+///
+/// # Panics
+/// When that does not hold.
 pub fn config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Ok(config) = toml::from_str::<Config>(text)

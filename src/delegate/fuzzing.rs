@@ -18,6 +18,9 @@ use crate::ids::VolumeId;
 
 /// A body of a call or of an answer, or the numbers and bytes of a piece. What is read is written and read again as the same; a piece
 /// that passes is within its snapshot, and not larger than a chunk.
+///
+/// # Panics
+/// When that does not hold.
 pub fn delegate(data: &[u8]) {
     again::<Call<VolumeSpec>>(data);
     again::<Call<VolumeId>>(data);

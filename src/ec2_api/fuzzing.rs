@@ -27,6 +27,9 @@ const SECRET: &str = "the secret of the one who signs";
 
 /// A query string and a body, apart by a NUL. What is decoded is what its own form is decoded to, and no more than was sent; what is
 /// taken from it is taken or refused, and each refusal is short and well-formed.
+///
+/// # Panics
+/// When that does not hold.
 pub fn query(data: &[u8]) {
     let (query, body) = halves(data, 0);
     let decoded = match Query::decode(query, body) {
@@ -61,6 +64,9 @@ pub fn query(data: &[u8]) {
 
 /// Two lines. The words of requests: patterns of filters select what their translation for the database selects; tokens, ids, device
 /// names and texts in XML are read back as what they were written from.
+///
+/// # Panics
+/// When that does not hold.
 pub fn words(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let (first, second) = text.split_once('\n').unwrap_or((&text, ""));
@@ -89,6 +95,9 @@ pub fn words(data: &[u8]) {
 }
 
 /// A request as HTTP writes it. No signature is that of a secret that nobody has, and what is taken from the wire is bounded.
+///
+/// # Panics
+/// When that does not hold.
 pub fn signature(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let (head, body) = text.split_once("\n\n").unwrap_or((&text, ""));
@@ -122,6 +131,9 @@ pub fn signature(data: &[u8]) {
 
 /// Lines: host, path, query, body, and another query and body. What was signed verifies, in each of the three ways; and a
 /// signature that is good for another request as well is so only when that one means the same.
+///
+/// # Panics
+/// When that does not hold.
 pub fn signed(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let mut lines = text.split('\n');

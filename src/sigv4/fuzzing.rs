@@ -41,9 +41,9 @@ pub fn sign_v2(request: &Outgoing<'_>, now: DateTime<Utc>) -> Option<(String, St
     let value = STANDARD.encode(SigningKey::v2(request.secret).mac(&text));
     let value = format!("&Signature={}", utf8_percent_encode(&value, NON_ALPHANUMERIC));
     if is_get {
-        query.push_str(&value)
+        query.push_str(&value);
     } else {
-        body.push_str(&value)
+        body.push_str(&value);
     }
     Some((query, body))
 }
