@@ -232,6 +232,9 @@ pub struct Remote {
     /// A PEM file with the only authority whose certificates are accepted of the node, with `https`.
     #[serde(default)]
     pub ca: Option<PathBuf>,
+    /// The only certificates that are accepted of the node, with `https`: SHA-256 in hexadecimal. With `ca` both must hold.
+    #[serde(default)]
+    pub pins: Vec<String>,
 }
 
 /// A storage node.
@@ -377,6 +380,9 @@ pub struct Tgt {
     pub control_port: u16,
     /// The address and port that tgtd serves iSCSI on.
     pub portal: SocketAddr,
+    /// The program `tgtadm`.
+    #[serde(default = "defaults::tgtadm")]
+    pub tgtadm: PathBuf,
 }
 
 /// The drivers of a hypervisor node.
@@ -479,6 +485,14 @@ pub struct DelegateConfig<L> {
     pub server: Server,
     /// The key shared with the gateways.
     pub key: SecretSource,
+    /// The naming authority that the gateways' target names start with (their `iqn_prefix`): under another one nothing is
+    /// exported or connected. Not given, any will do.
+    #[serde(default)]
+    pub iqn_prefix: Option<String>,
+    /// The storage nodes whose snapshots a storage node reads for volumes of its own, as `HOST:PORT` of the gateway's `url`.
+    /// Not given, any address that a node may have.
+    #[serde(default)]
+    pub snapshot_sources: Option<Vec<String>>,
     /// The drivers, or the simulation.
     pub delegate: Link<L>,
 }
@@ -500,6 +514,9 @@ mod defaults {
     }
     pub(super) fn configfs() -> PathBuf {
         "/sys/kernel/config/target".into()
+    }
+    pub(super) fn tgtadm() -> PathBuf {
+        "tgtadm".into()
     }
     pub(super) fn ietadm() -> PathBuf {
         "ietadm".into()

@@ -58,6 +58,15 @@ pub struct Presented<'a> {
     scheme: Scheme<'a>,
 }
 
+/// What tells a signed request from every other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    /// When it was signed, as it says.
+    pub signed_at: DateTime<Utc>,
+    /// The bytes of its signature.
+    pub signature: [u8; 32],
+}
+
 #[derive(Debug)]
 enum Scheme<'a> {
     V4(v4::Claim<'a>),
@@ -156,6 +165,15 @@ impl Presented<'_> {
         match &self.scheme {
             Scheme::V4(claim) => claim.scope(),
             Scheme::V2(_) => "",
+        }
+    }
+
+    /// What tells it from every other request: of `SigV4` in the header alone, which is good for [`CLOCK_WINDOW`] either way and
+    /// no longer.
+    pub fn mark(&self) -> Option<Mark> {
+        match &self.scheme {
+            Scheme::V4(claim) => claim.mark(),
+            Scheme::V2(_) => None,
         }
     }
 

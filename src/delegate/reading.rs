@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::peer::{Peer, Problem};
 use super::source::{CHUNK, Digest, Grant, Piece, SnapshotSource, Summary};
+use super::sources::Sources;
 use super::{DelegateError, Result, Secret, wire};
 use crate::ids::SnapshotId;
 use crate::sigv4;
@@ -158,10 +159,9 @@ pub struct Granted {
 }
 
 impl Granted {
-    /// Connects to nobody yet. Fatal when the grant's URL or authority is none.
-    pub fn new(grant: &Grant) -> Result<Self> {
-        let peer = Peer::new(&grant.url, grant.ca.as_deref()).map_err(DelegateError::fatal)?;
-        Ok(Self { peer, query: grant.query.clone() })
+    /// Connects to nobody yet. Fatal when it leads to none of the nodes that may be read from.
+    pub fn new(grant: &Grant, sources: &Sources) -> Result<Self> {
+        Ok(Self { peer: sources.peer(grant)?, query: grant.query.clone() })
     }
 }
 

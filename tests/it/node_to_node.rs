@@ -169,7 +169,7 @@ impl Source {
     }
 
     fn client(&self) -> Node {
-        let remote = Remote { url: format!("http://{}", self.address), key: self.key.clone(), ca: None };
+        let remote = Remote { url: format!("http://{}", self.address), key: self.key.clone(), ca: None, pins: vec![] };
         Arc::new(Client::new("source", &remote).unwrap())
     }
 
@@ -254,7 +254,7 @@ async fn whichever_node_is_killed_on_the_way_what_was_copied_is_not_copied_again
     );
     std::fs::write(&file, text).unwrap();
     let mut delegate = Delegate::start(&file);
-    let remote = Remote { url: format!("http://{address}"), key, ca: None };
+    let remote = Remote { url: format!("http://{address}"), key, ca: None, pins: vec![] };
     let to: Node = Arc::new(Client::new("there", &remote).unwrap());
     let from = source.client();
     let spec = RestoreSpec { volume: VolumeId::generate(), size_bytes: CHUNKS * MIB, snapshot: cut.snapshot };

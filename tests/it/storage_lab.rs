@@ -20,7 +20,7 @@ fn node() -> Client {
     let said = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} says which storage node to test"));
     let key = PathBuf::from(said("VBS_CONTRACT_STORAGE_KEY"));
     let name = std::env::var("VBS_CONTRACT_STORAGE_NODE").unwrap_or_else(|_| "storage".into());
-    let remote = Remote { url: said("VBS_CONTRACT_STORAGE_URL"), key: SecretSource::File(key), ca: None };
+    let remote = Remote { url: said("VBS_CONTRACT_STORAGE_URL"), key: SecretSource::File(key), ca: None, pins: vec![] };
     Client::new(&name, &remote).expect("the URL and the key are good")
 }
 
