@@ -128,7 +128,7 @@ impl Scene {
             Self::CreateVolumeFromAnotherZone => stage.ok("CreateVolume", &[elsewhere, snapshot]).await,
             Self::DeleteVolume => stage.ok("DeleteVolume", &[volume]).await,
             Self::ModifyVolume => {
-                stage.ok("ModifyVolume", &[volume, ("Size", "2"), ("VolumeType", "gp3"), ("Iops", "4000")]).await
+                stage.ok("ModifyVolume", &[volume, ("Size", "2"), ("VolumeType", "gp3"), ("Throughput", "200")]).await
             }
             Self::AttachVolume => {
                 stage.ok("AttachVolume", &[volume, ("InstanceId", &props.instance), ("Device", "/dev/sdf")]).await
