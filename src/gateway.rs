@@ -148,6 +148,7 @@ impl Handler for Front {
             Refusal::TooLarge => "RequestEntityTooLarge",
             Refusal::Timeout => "RequestTimeout",
             Refusal::BadRequest => "IncompleteBody",
+            Refusal::Busy => "Unavailable",
             Refusal::Unreadable => "InvalidRequest",
             Refusal::TargetTooLong => "RequestUriTooLong",
             Refusal::HeadTooLarge => "RequestHeaderSectionTooLarge",

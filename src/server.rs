@@ -1,14 +1,15 @@
 //! The HTTP server under every role: what the network may do to us is bounded here, once.
 //!
 //! Handlers get whole requests of at most [`MAX_BODY`] bytes and give whole answers; they never see a connection. Around
-//! them stand the limits: so many connections (more wait in the listen queue), so long for a request's headers, its body, for
-//! the client to take its answer, and for silence between requests. Each request has an id, which is in its answer, in its
+//! them stand the limits: so many connections (for more, some that wait for their clients have to go), so many large bodies at once,
+//! so long for a request's headers, its body, for the client to take its answer, and for silence between requests. Each request has an id, which is in its answer, in its
 //! log line and in the span of everything its handler logs. Queries and bodies are never logged: they carry signatures.
 //!
 //! Every answer comes from the [`Handler`], also to a request that never reached it ([`Handler::refuse`]), because EC2's
 //! clients want their error XML for a body that is too large too, and for what is not HTTP at all.
 
 mod connection;
+mod crowd;
 mod exchange;
 #[cfg(test)]
 mod tests;
@@ -24,18 +25,23 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{HeaderMap, Method, StatusCode, Uri};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use crate::config;
+use crowd::{Crowd, Place};
 
 /// The largest body that is read, in bytes.
 pub const MAX_BODY: usize = 1 << 20;
 
-/// Connections that the kernel keeps for us while all places are taken.
+/// Connections that the kernel keeps for us until they are accepted.
 const BACKLOG: u32 = 1024;
+
+/// What a role opens besides its connections: to the database, to nodes, and to itself.
+const OTHER_FILES: u64 = 1024;
 
 /// How long to wait when a connection cannot be accepted, so that running out of file descriptors is no busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -100,6 +106,9 @@ pub enum Refusal {
     /// The body broke off, or its framing is wrong.
     #[error("the request's body is not complete")]
     BadRequest,
+    /// Too many clients send large bodies just now.
+    #[error("too many large requests at once; please try again shortly")]
+    Busy,
     /// The head is not that of a request.
     #[error("the request's head cannot be read")]
     Unreadable,
@@ -120,6 +129,7 @@ impl Refusal {
         match self {
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
+            Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
             Self::BadRequest | Self::Unreadable => StatusCode::BAD_REQUEST,
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
@@ -180,21 +190,21 @@ pub async fn serve<H: Handler>(
     let tls = tls::acceptor(config).await?;
     let limits =
         Limits { read: Duration::from_secs(config.read_timeout_s), idle: Duration::from_secs(config.idle_timeout_s) };
-    let places = Arc::new(Semaphore::new(config.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
+    allow_files(config.max_connections);
+    let crowd = Crowd::new(config.max_connections, limits);
     let (stop, stopped) = watch::channel(false);
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
+    let mut accepted = None;
     loop {
         tokio::select! {
             biased;
             () = &mut shutdown => break,
             Some(ended) = connections.join_next() => note_panic(ended),
-            (stream, peer, place) = next(&listener, &places) => {
+            ((stream, peer), place) = next(&listener, &crowd, &mut accepted) => {
                 let (handler, stopped, tls) = (handler.clone(), stopped.clone(), tls.clone());
-                connections.spawn(async move {
-                    start(stream, peer, tls, &*handler, limits, stopped).await;
-                    drop(place);
-                });
+                let crowd = crowd.clone();
+                connections.spawn(async move { start(stream, peer, tls, &*handler, &crowd, &place, stopped).await });
             }
         }
     }
@@ -212,12 +222,39 @@ pub async fn serve<H: Handler>(
     Ok(())
 }
 
-/// Waits for a free place, then for a connection to take it.
-async fn next(listener: &TcpListener, places: &Arc<Semaphore>) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
-    let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
+type Accepted = (TcpStream, SocketAddr);
+
+/// Takes as many files as the connections need, as far as the system lets us: services start with 1,024. Not more, since some of
+/// the commands that inherit the limit close every file that there might be.
+fn allow_files(connections: usize) {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = (connections as u64).saturating_add(OTHER_FILES);
+    let current = limit.maximum.map_or(wanted, |most| wanted.min(most));
+    if limit.current.is_some_and(|now| now < current)
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(current), maximum: limit.maximum })
+    {
+        tracing::warn!(%error, "cannot open more files than the system lets us at the start");
+    }
+    if current < wanted {
+        tracing::warn!(current, wanted, "the system lets us open fewer files than max_connections needs");
+    }
+}
+
+/// Waits for a connection, then for a place for it. Until that is there the connection is kept in `accepted`: this future may be
+/// dropped at any time.
+async fn next(listener: &TcpListener, crowd: &Arc<Crowd>, accepted: &mut Option<Accepted>) -> (Accepted, Place) {
+    let peer = match accepted {
+        Some((_, peer)) => *peer,
+        None => accepted.insert(accept(listener).await).1,
+    };
+    let place = crowd.admit(peer.ip()).await;
+    (accepted.take().expect("it is there since then"), place)
+}
+
+async fn accept(listener: &TcpListener) -> Accepted {
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => return (stream, peer, place),
+            Ok(accepted) => return accepted,
             // The peer gave up while it waited in the queue.
             Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {}
             Err(error) => {
@@ -233,18 +270,24 @@ async fn start<H: Handler>(
     peer: SocketAddr,
     tls: Option<TlsAcceptor>,
     handler: &H,
-    limits: Limits,
+    crowd: &Crowd,
+    place: &Place,
     stopped: watch::Receiver<bool>,
 ) {
+    let member = &*place.member;
     // Answers are written whole: waiting for more to send along would only delay them.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "cannot set TCP_NODELAY");
     }
     let Some(tls) = tls else {
-        return connection::run(stream, peer, handler, limits, stopped).await;
+        return connection::run(stream, peer, handler, crowd, member, stopped).await;
     };
-    match tokio::time::timeout(limits.read, tls.accept(stream)).await {
-        Ok(Ok(stream)) => connection::run(stream, peer, handler, limits, stopped).await,
+    let shaken = tokio::select! {
+        shaken = tokio::time::timeout(crowd.limits().read, tls.accept(stream)) => shaken,
+        () = member.leave.notified() => return tracing::debug!(%peer, "the place of a TLS handshake is needed"),
+    };
+    match shaken {
+        Ok(Ok(stream)) => connection::run(stream, peer, handler, crowd, member, stopped).await,
         Ok(Err(error)) => tracing::debug!(%peer, %error, "the TLS handshake failed"),
         Err(_) => tracing::debug!(%peer, "the TLS handshake took too long"),
     }

@@ -22,6 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::crowd::{Crowd, Member};
 use super::exchange::MAX_DISCARDED;
 use super::{Handler, Limits, exchange};
 
@@ -34,6 +35,8 @@ const MAX_BUFFER: usize = 128 << 10;
 pub(super) enum Phase {
     /// For the rest of a request's headers.
     Head,
+    /// For a request's body, which has a time-out of its own, since it ends with an answer.
+    Body,
     /// For us.
     Serving,
     /// For the client to take the answer.
@@ -42,7 +45,7 @@ pub(super) enum Phase {
     Idle,
 }
 
-/// The note of what is waited for, and since when. Written and read by one task alone; atomics only make it `Sync`.
+/// The note of what is waited for, and since when. Written by the connection's task alone; whoever needs a place reads it.
 pub(super) struct Clock {
     start: Instant,
     limits: Limits,
@@ -51,7 +54,7 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    fn new(limits: Limits) -> Self {
+    pub(super) fn new(limits: Limits) -> Self {
         let phase = AtomicU8::new(Phase::Head as u8);
         Self { start: Instant::now(), limits, phase, since_us: AtomicU64::new(0) }
     }
@@ -68,11 +71,20 @@ impl Clock {
     /// When the client's time is over; never while it is our turn.
     fn due(&self) -> Option<Instant> {
         let limit = match self.phase.load(Relaxed) {
-            p if p == Phase::Serving as u8 => return None,
+            p if p == Phase::Serving as u8 || p == Phase::Body as u8 => return None,
             p if p == Phase::Idle as u8 => self.limits.idle,
             _ => self.limits.read,
         };
-        Some(self.start + Duration::from_micros(self.since_us.load(Relaxed)) + limit)
+        Some(self.since() + limit)
+    }
+
+    /// Since when it is the client's turn; `None` while it is ours.
+    pub(super) fn waits_since(&self) -> Option<Instant> {
+        (!self.is(Phase::Serving)).then(|| self.since())
+    }
+
+    fn since(&self) -> Instant {
+        self.start + Duration::from_micros(self.since_us.load(Relaxed))
     }
 }
 
@@ -184,20 +196,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin, H: Handler> AsyncWrite for Watched<'_, S
     }
 }
 
-/// Serves a connection until either side ends it, a time is over, or the server stops and the request in flight is answered.
+/// Serves a connection until either side ends it, a time is over, its place is needed, or the server stops. The request that is
+/// being served then is answered first.
 pub(super) async fn run<S, H>(
     stream: S,
     peer: SocketAddr,
     handler: &H,
-    limits: Limits,
+    crowd: &Crowd,
+    member: &Member,
     mut stopped: watch::Receiver<bool>,
 ) where
     S: AsyncRead + AsyncWrite + Unpin,
     H: Handler,
 {
-    let clock = &Clock::new(limits);
+    let (clock, limits) = (&member.clock, crowd.limits());
+    // After a TLS handshake it is still the client's turn, with time of its own.
+    clock.enter(Phase::Head);
     let service = service_fn(move |request| async move {
-        Ok::<_, Infallible>(exchange::run(handler, clock, limits.read, peer, request).await)
+        Ok::<_, Infallible>(exchange::run(handler, crowd, clock, peer, request).await)
     });
     let io = TokioIo::new(Watched { stream, clock, handler, own: None, discarded: 0 });
     // The clock above replaces the header time-out.
@@ -206,7 +222,8 @@ pub(super) async fn run<S, H>(
     let mut connection = pin!(http.serve_connection(io, service));
     let mut timer = pin!(tokio::time::sleep(limits.read.min(limits.idle)));
     let mut stop = pin!(async move { stopped.wait_for(|stopped| *stopped).await.is_ok() });
-    let mut stopping = false;
+    let mut leave = pin!(member.leave.notified());
+    let (mut stopping, mut leaving) = (false, false);
     let ended = poll_fn(|cx| {
         if !stopping && stop.as_mut().poll(cx).is_ready() {
             stopping = true;
@@ -214,6 +231,14 @@ pub(super) async fn run<S, H>(
         }
         if let Poll::Ready(result) = connection.as_mut().poll(cx) {
             return Poll::Ready(Some(result));
+        }
+        // Only now: what the client has sent meanwhile has been looked at.
+        if !leaving && leave.as_mut().poll(cx).is_ready() {
+            if clock.waits_since().is_some() {
+                return Poll::Ready(None);
+            }
+            leaving = true;
+            connection.as_mut().graceful_shutdown();
         }
         if clock.due().is_some_and(|due| due < timer.deadline()) {
             timer.as_mut().reset(clock.due().unwrap_or_else(Instant::now));
@@ -232,6 +257,6 @@ pub(super) async fn run<S, H>(
     match ended {
         Some(Ok(())) => {}
         Some(Err(error)) => tracing::debug!(%peer, %error, "a connection broke"),
-        None => tracing::debug!(%peer, "a connection is closed, its client took too long"),
+        None => tracing::debug!(%peer, "a connection is closed, its client took too long or its place is needed"),
     }
 }

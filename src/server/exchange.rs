@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
@@ -12,6 +12,7 @@ use hyper::header::{CONNECTION, EXPECT, HeaderName, HeaderValue};
 use tracing::Instrument;
 
 use super::connection::{Clock, Phase};
+use super::crowd::{Crowd, SMALL_BODY};
 use super::{Handler, MAX_BODY, Refusal, Request, Response};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
@@ -23,12 +24,12 @@ pub(super) const MAX_DISCARDED: usize = 16 * MAX_BODY;
 /// Reads the request, has it answered, and logs one line.
 pub(super) async fn run<H: Handler>(
     handler: &H,
+    crowd: &Crowd,
     clock: &Clock,
-    body_time: Duration,
     peer: SocketAddr,
     request: hyper::Request<Incoming>,
 ) -> hyper::Response<Full<Bytes>> {
-    clock.enter(Phase::Serving);
+    clock.enter(Phase::Body);
     let start = Instant::now();
     let id = new_id();
     let span = tracing::info_span!("request", id);
@@ -36,7 +37,14 @@ pub(super) async fn run<H: Handler>(
         let (head, body) = request.into_parts();
         let (method, uri) = (head.method.clone(), head.uri.clone());
         let waits = head.headers.contains_key(EXPECT);
-        let body = tokio::time::timeout(body_time, read(body, waits)).await.unwrap_or(Err(Refusal::Timeout));
+        let mut large = None;
+        let hold = || {
+            large = large.take().or_else(|| crowd.hold_large_body());
+            large.is_some()
+        };
+        let body = tokio::time::timeout(crowd.limits().read, read(body, waits, hold)).await;
+        let body = body.unwrap_or(Err(Refusal::Timeout));
+        clock.enter(Phase::Serving);
         let (answer, whole) = match body {
             Ok(body) => {
                 let hyper::http::request::Parts { method, uri, headers, .. } = head;
@@ -87,8 +95,8 @@ fn new_id() -> String {
     uuid::Builder::from_random_bytes(rand::random()).into_uuid().to_string()
 }
 
-/// Reads a body to its end. One that came in one piece is not copied.
-async fn read(mut body: Incoming, client_waits: bool) -> Result<Bytes, Refusal> {
+/// Reads a body to its end, if it is not small only as far as `hold` lets it. One that came in one piece is not copied.
+async fn read(mut body: Incoming, client_waits: bool, mut hold: impl FnMut() -> bool) -> Result<Bytes, Refusal> {
     if body.is_end_stream() {
         return Ok(Bytes::new());
     }
@@ -107,6 +115,8 @@ async fn read(mut body: Incoming, client_waits: bool) -> Result<Bytes, Refusal> 
             if seen > MAX_DISCARDED {
                 break;
             }
+        } else if seen.max(usize::try_from(announced).unwrap_or(usize::MAX)) > SMALL_BODY && !hold() {
+            return Err(Refusal::Busy);
         } else if first.is_empty() {
             first = data;
         } else {

@@ -241,15 +241,62 @@ async fn a_head_that_cannot_be_read_is_refused_in_the_roles_own_words_also_after
 }
 
 #[tokio::test]
-async fn connections_over_the_limit_wait_for_a_place() {
-    let running = run(config::Server { max_connections: 1, idle_timeout_s: 600, ..quick() });
-    let mut first = connect(&running).await;
-    ask(&mut first, "GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
-    let mut second = connect(&running).await;
+async fn a_newcomer_takes_the_place_of_a_client_that_only_holds_it() {
+    let patient = config::Server { max_connections: 1, idle_timeout_s: 600, read_timeout_s: 600, ..quick() };
+    let running = run(patient);
+    let good = "GET / HTTP/1.1\r\nHost: h\r\n\r\n";
+    let body = "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 100000\r\n\r\nabc";
+    for held in ["", "GET / HT", body, "GET /large HTTP/1.1\r\nHost: h\r\n\r\n", good] {
+        let mut holder = connect(&running).await;
+        holder.write_all(held.as_bytes()).await.unwrap();
+        if held == good {
+            answer(&mut holder).await;
+        }
+        // Else it might be asked to leave before it has sent anything.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let mut newcomer = connect(&running).await;
+        assert!(ask(&mut newcomer, good).await.0.starts_with("http/1.1 200"), "{held}");
+        let mut rest = Vec::new();
+        let _ = holder.read_to_end(&mut rest).await;
+        assert!(rest.len() < 32 << 20, "{held}");
+    }
+}
+
+#[tokio::test]
+async fn who_is_served_keeps_the_place_until_the_answer_is_sent() {
+    let running = run(config::Server { max_connections: 1, idle_timeout_s: 600, read_timeout_s: 600, ..quick() });
+    let (mut first, mut second) = (connect(&running).await, connect(&running).await);
+    first.write_all(b"GET /wait HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+    running.handler.arrived.notified().await;
     second.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
     assert!(tokio::time::timeout(Duration::from_millis(200), second.fill_buf()).await.is_err());
-    drop(first);
+    running.handler.go.notify_one();
+    assert!(answer(&mut first).await.0.starts_with("http/1.1 200"));
     assert!(answer(&mut second).await.0.starts_with("http/1.1 200"));
+    assert!(is_closed(&mut first).await);
+}
+
+#[tokio::test]
+async fn large_bodies_are_held_so_many_at_once_and_small_ones_always() {
+    let running = run(config::Server { read_timeout_s: 600, ..quick() });
+    let post = |length: usize| format!("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n");
+    let mut holders = Vec::new();
+    for _ in 0..64 {
+        let mut holder = connect(&running).await;
+        holder.write_all((post(MAX_BODY) + "abc").as_bytes()).await.unwrap();
+        holders.push(holder);
+    }
+    let large = post(100_000) + &"x".repeat(100_000);
+    let refused = async || {
+        let mut client = connect(&running).await;
+        let _ = client.write_all(large.as_bytes()).await;
+        answer(&mut client).await.0.starts_with("http/1.1 503")
+    };
+    while !refused().await {}
+    let mut client = connect(&running).await;
+    assert!(ask(&mut client, &(post(60_000) + &"x".repeat(60_000))).await.0.starts_with("http/1.1 200"));
+    drop(holders);
+    while refused().await {}
 }
 
 #[tokio::test]
@@ -297,6 +344,15 @@ async fn with_a_certificate_and_a_key_it_speaks_tls_and_with_one_of_them_it_does
     let connector =
         tokio_rustls::TlsConnector::from(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()));
     // Someone who never shakes hands holds up no one else, and is put out.
+    let mut silent = connect(&running).await;
+    let stream = TcpStream::connect(running.address).await.unwrap();
+    let stream = connector.connect(ServerName::try_from("localhost").unwrap(), stream).await.unwrap();
+    let mut client = BufReader::new(stream);
+    assert!(ask(&mut client, "GET / HTTP/1.1\r\nHost: h\r\n\r\n").await.0.starts_with("http/1.1 200"));
+    assert!(is_closed(&mut silent).await);
+
+    // Nor does the only place, while somebody else wants it.
+    let running = run(config::Server { max_connections: 1, read_timeout_s: 600, ..config.clone() });
     let mut silent = connect(&running).await;
     let stream = TcpStream::connect(running.address).await.unwrap();
     let stream = connector.connect(ServerName::try_from("localhost").unwrap(), stream).await.unwrap();
