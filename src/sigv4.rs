@@ -14,6 +14,8 @@
 //! General Reference.
 
 mod canonical;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod key;
 mod sign;
 #[cfg(test)]
@@ -29,6 +31,8 @@ use std::borrow::Cow;
 use chrono::{DateTime, Duration, SecondsFormat, Utc};
 use hyper::HeaderMap;
 
+#[cfg(test)]
+pub(crate) use key::HASHED;
 pub use key::SigningKey;
 pub use sign::{Outgoing, presign, sign};
 

@@ -20,6 +20,8 @@ pub mod client;
 pub mod command;
 mod data_dir;
 pub mod fence;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 pub mod guard;
 pub mod peer;
 pub mod reading;
