@@ -7,7 +7,10 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
+
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 
 /// What the gateway and the operator's commands read (`vbs gateway --config FILE`).
 #[derive(Debug, Clone, Deserialize)]
@@ -87,10 +90,13 @@ pub struct Server {
     /// The most connections served at once; more wait in the listen queue.
     pub max_connections: usize,
     /// Seconds a client may take to send a request's headers, or its body.
+    #[serde(deserialize_with = "seconds")]
     pub read_timeout_s: u64,
     /// Seconds a connection may stay open between requests.
+    #[serde(deserialize_with = "seconds")]
     pub idle_timeout_s: u64,
     /// Seconds that requests in flight get to finish at SIGTERM.
+    #[serde(deserialize_with = "seconds")]
     pub grace_s: u64,
 }
 
@@ -180,12 +186,16 @@ pub struct Workers {
     /// The most workflows one gateway runs at once; 0 makes a gateway that only answers.
     pub concurrency: usize,
     /// Seconds a claimed workflow stays a worker's own without a sign of life.
+    #[serde(deserialize_with = "seconds")]
     pub lease_s: u64,
     /// Seconds between looks at the table when no notification comes.
+    #[serde(deserialize_with = "seconds")]
     pub poll_s: u64,
     /// Seconds a step is tried again before its workflow turns back.
+    #[serde(deserialize_with = "seconds")]
     pub step_deadline_s: u64,
     /// Seconds between the sweeper's rounds.
+    #[serde(deserialize_with = "seconds")]
     pub sweep_s: u64,
 }
 
@@ -210,7 +220,14 @@ pub enum Link<L> {
 impl Remote {
     /// A node at this URL over plain HTTP, with the usual time-outs.
     pub fn new(url: String, key: SecretSource) -> Self {
-        Self { url, key, ca: None, timeout_s: defaults::timeout_s(), copy_timeout_s: defaults::copy_timeout_s() }
+        Self {
+            url,
+            key,
+            ca: None,
+            pins: Vec::new(),
+            timeout_s: defaults::timeout_s(),
+            copy_timeout_s: defaults::copy_timeout_s(),
+        }
     }
 }
 
@@ -251,6 +268,9 @@ pub struct Remote {
     /// Seconds that it may take for a call that copies or zeroes a whole volume.
     #[serde(default = "defaults::copy_timeout_s")]
     pub copy_timeout_s: u64,
+    /// The only certificates that are accepted of the node, with `https`: SHA-256 in hexadecimal. With `ca` both must hold.
+    #[serde(default)]
+    pub pins: Vec<String>,
 }
 
 /// A storage node.
@@ -396,6 +416,9 @@ pub struct Tgt {
     pub control_port: u16,
     /// The address and port that tgtd serves iSCSI on.
     pub portal: SocketAddr,
+    /// The program `tgtadm`.
+    #[serde(default = "defaults::tgtadm")]
+    pub tgtadm: PathBuf,
 }
 
 /// The drivers of a hypervisor node.
@@ -427,6 +450,7 @@ pub struct Xen {
     /// The socket of xenstored.
     pub xenstore: PathBuf,
     /// Seconds a detach waits for the guest before it answers that it is busy, beside what the program itself takes.
+    #[serde(deserialize_with = "seconds")]
     pub detach_wait_s: u64,
     /// The initiator.
     pub open_iscsi: OpenIscsi,
@@ -484,7 +508,7 @@ pub struct Qemu {
     /// The naming authority that initiator names start with; the machine's name follows after a colon.
     pub iqn_prefix: String,
     /// Seconds a detach waits for the guest before it answers that it is busy.
-    #[serde(default = "defaults::detach_wait_s")]
+    #[serde(default = "defaults::detach_wait_s", deserialize_with = "seconds")]
     pub detach_wait_s: u64,
 }
 
@@ -498,6 +522,14 @@ pub struct DelegateConfig<L> {
     pub server: Server,
     /// The key shared with the gateways.
     pub key: SecretSource,
+    /// The naming authority that the gateways' target names start with (their `iqn_prefix`): under another one nothing is
+    /// exported or connected. Not given, any will do.
+    #[serde(default)]
+    pub iqn_prefix: Option<String>,
+    /// The storage nodes whose snapshots a storage node reads for volumes of its own, as `HOST:PORT` of the gateway's `url`.
+    /// Not given, any address that a node may have.
+    #[serde(default)]
+    pub snapshot_sources: Option<Vec<String>>,
     /// The drivers, or the simulation.
     pub delegate: Link<L>,
 }
@@ -519,6 +551,9 @@ mod defaults {
     }
     pub(super) fn configfs() -> PathBuf {
         "/sys/kernel/config/target".into()
+    }
+    pub(super) fn tgtadm() -> PathBuf {
+        "tgtadm".into()
     }
     pub(super) fn ietadm() -> PathBuf {
         "ietadm".into()
@@ -564,6 +599,21 @@ pub enum ConfigError {
     Invalid(String),
 }
 
+/// The longest time that a file may give, in seconds: a year. A clock that is told to add more than it can hold panics, in the middle
+/// of a request and not at the start.
+const MOST_SECONDS: u64 = 366 * 24 * 3600;
+
+/// The most connections to the database: more than any Postgres takes.
+const MOST_CONNECTIONS: usize = 10_000;
+
+fn seconds<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    let seconds = u64::deserialize(from)?;
+    if seconds > MOST_SECONDS {
+        return Err(serde::de::Error::custom(format!("{seconds} seconds are more than {MOST_SECONDS}, a year")));
+    }
+    Ok(seconds)
+}
+
 /// Reads a TOML file of any of the shapes above.
 pub fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
     let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
@@ -584,8 +634,8 @@ impl Config {
         if self.zones.is_empty() {
             return invalid("zones: at least one is needed".into());
         }
-        if self.database.pool < 2 {
-            return invalid("database.pool: at least 2".into());
+        if !(2..=MOST_CONNECTIONS).contains(&self.database.pool) {
+            return invalid(format!("database.pool: from 2 to {MOST_CONNECTIONS}"));
         }
         let iqn = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'.' || b == b'-';
         if !self.iqn_prefix.starts_with("iqn.") || self.iqn_prefix.len() > 128 || !self.iqn_prefix.bytes().all(iqn) {
@@ -678,6 +728,22 @@ mod tests {
         assert!(!config.gateway.sigv2);
         assert_eq!(config.gateway.server.max_connections, 2048);
         assert!(matches!(&config.vmm_nodes[0].delegate, Link::Remote(r) if r.url == "http://127.0.0.1:1"));
+    }
+
+    #[test]
+    fn times_and_pools_that_no_clock_and_no_database_has_are_refused() {
+        let with = |line: &str| FILE.replace("sigv2 = false", line);
+        for name in ["read_timeout_s", "idle_timeout_s", "grace_s"] {
+            assert!(toml::from_str::<Config>(&with(&format!("server = {{ {name} = 31622400 }}"))).is_ok(), "{name}");
+            assert!(toml::from_str::<Config>(&with(&format!("server = {{ {name} = 31622401 }}"))).is_err(), "{name}");
+        }
+        for name in ["lease_s", "poll_s", "step_deadline_s", "sweep_s"] {
+            let with = |seconds: u64| format!("workers = {{ {name} = {seconds} }}\n{FILE}");
+            assert!(toml::from_str::<Config>(&with(31_622_400)).is_ok(), "{name}");
+            assert!(toml::from_str::<Config>(&with(1 << 60)).is_err(), "{name}");
+        }
+        let config: Config = toml::from_str(&FILE.replace("[gateway]", "pool = 10001\n[gateway]")).unwrap();
+        assert!(config.validate().is_err());
     }
 
     #[test]

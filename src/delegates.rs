@@ -7,10 +7,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::config::{Config, ConfigError, DelegateConfig, Hypervisor, Link, Storage, Vmm};
+use crate::delegate::check::Rules;
 use crate::delegate::client::Client;
 use crate::delegate::guard::Guarded;
 use crate::delegate::server::{StorageService, VmmService};
 use crate::delegate::sim::SimCloud;
+use crate::delegate::sources::Sources;
 use crate::delegate::vmm::qemu::Qemu;
 use crate::delegate::vmm::xen::Xen;
 use crate::delegate::volume::local::LocalStorage;
@@ -94,7 +96,10 @@ pub async fn serve_storage(config: DelegateConfig<Storage>, stop: CancellationTo
     let delegate = open_storage(&config.node, &config.delegate, &SimCloud::new(), &stop).await?;
     let listener = server::listen(config.server.listen)?;
     info!(node = config.node, address = %listener.local_addr()?, "serving storage");
-    let service = StorageService::new(&config.node, &config.key, delegate)?;
+    let sources = Sources::of(config.snapshot_sources.as_deref(), config.server.listen);
+    let service = StorageService::new(&config.node, &config.key, delegate)?
+        .reading_from(sources)
+        .under(Rules { iqn_prefix: config.iqn_prefix });
     Ok(server::serve(&config.server, listener, Arc::new(service), stop.cancelled()).await?)
 }
 
@@ -103,6 +108,6 @@ pub async fn serve_vmm(config: DelegateConfig<Vmm>, stop: CancellationToken) -> 
     let delegate = open_vmm(&config.node, &config.delegate, &SimCloud::new()).await?;
     let listener = server::listen(config.server.listen)?;
     info!(node = config.node, address = %listener.local_addr()?, "serving a hypervisor");
-    let service = VmmService::new(&config.node, &config.key, delegate)?;
+    let service = VmmService::new(&config.node, &config.key, delegate)?.under(Rules { iqn_prefix: config.iqn_prefix });
     Ok(server::serve(&config.server, listener, Arc::new(service), stop.cancelled()).await?)
 }

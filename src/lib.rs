@@ -13,6 +13,7 @@
 //! | [`delegates`], [`gateway`], [`credentials`], [`master_key`] | the roles, put together from the parts |
 //! | [`dev`] | `vbs dev`: a private Postgres, tgtd and guests |
 //! | [`cli`] | the subcommands |
+//! | `fuzzing` | what must hold of hostile bytes; in no build that is shipped |
 //!
 //! `docs/ARCHITECTURE.md` walks through a request.
 
@@ -24,6 +25,8 @@ pub mod delegate;
 pub mod delegates;
 pub mod dev;
 pub mod ec2_api;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod gateway;
 pub mod ids;
 pub mod master_key;

@@ -14,6 +14,8 @@
 //! General Reference.
 
 mod canonical;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod key;
 mod sign;
 #[cfg(test)]
@@ -29,6 +31,8 @@ use std::borrow::Cow;
 use chrono::{DateTime, Duration, SecondsFormat, Utc};
 use hyper::HeaderMap;
 
+#[cfg(test)]
+pub(crate) use key::HASHED;
 pub use key::SigningKey;
 pub use sign::{Outgoing, presign, sign};
 
@@ -56,6 +60,15 @@ pub struct Presented<'a> {
     /// The access key whose secret made the signature, if the claim is true. Printable ASCII, at most 128 bytes.
     pub access_key_id: Cow<'a, str>,
     scheme: Scheme<'a>,
+}
+
+/// What tells a signed request from every other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    /// When it was signed, as it says.
+    pub signed_at: DateTime<Utc>,
+    /// The bytes of its signature.
+    pub signature: [u8; 32],
 }
 
 #[derive(Debug)]
@@ -156,6 +169,15 @@ impl Presented<'_> {
         match &self.scheme {
             Scheme::V4(claim) => claim.scope(),
             Scheme::V2(_) => "",
+        }
+    }
+
+    /// What tells it from every other request: of `SigV4` in the header alone, which is good for [`CLOCK_WINDOW`] either way and
+    /// no longer.
+    pub fn mark(&self) -> Option<Mark> {
+        match &self.scheme {
+            Scheme::V4(claim) => claim.mark(),
+            Scheme::V2(_) => None,
         }
     }
 

@@ -44,6 +44,8 @@ mod faults;
 mod layers;
 #[path = "it/master_key.rs"]
 mod master_key;
+#[path = "it/monitor_faults.rs"]
+mod monitor_faults;
 #[path = "it/node_to_node.rs"]
 mod node_to_node;
 #[path = "it/nodes.rs"]
@@ -52,6 +54,10 @@ mod nodes;
 mod operator;
 #[path = "it/repairs.rs"]
 mod repairs;
+#[path = "it/secrets.rs"]
+mod secrets;
+#[path = "it/shims.rs"]
+mod shims;
 #[path = "it/snapshot_copies.rs"]
 mod snapshot_copies;
 #[path = "it/storage_lab.rs"]

@@ -2,7 +2,7 @@
 //!
 //! Every call has a time-out, and whatever goes wrong on the way is an error worth another try: the verbs are idempotent.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,8 +16,10 @@ use serde::de::DeserializeOwned;
 
 use super::peer::{Peer, Problem};
 use super::reading;
+use super::replay;
 use super::source::{Grant, Piece, RestoreSpec, SnapshotSource, Summary};
-use super::wire::{self, Call, DetachSpec, EndExports, GrowSpec, RestoreCall};
+use super::trust::Trust;
+use super::wire::{self, AnotherLife, Call, DetachSpec, EndExports, GrowSpec, RestoreCall};
 use super::{
     ConnectSpec, CopySpec, DelegateError, Detach, DiskSpec, ExportSpec, Generation, Growth, Pause, PauseSpec, Portal,
     Result, Secret, SnapshotMethod, SnapshotReport, SnapshotSpec, StorageObservation, VmmDelegate, VmmObservation,
@@ -39,13 +41,14 @@ pub struct Client {
     node: String,
     key: String,
     url: String,
-    /// The authority whose certificates are accepted, in PEM.
-    ca: Option<String>,
+    trust: Trust,
     peer: Peer,
     /// For verbs that copy whole volumes, which takes hours for the biggest.
     long: Duration,
     /// For verbs that only change things; they may wait for an earlier call, a guest or a session.
     short: Duration,
+    /// The life of the delegate that calls are for, as it said itself; empty before it was asked.
+    life: Mutex<String>,
 }
 
 impl Client {
@@ -54,12 +57,12 @@ impl Client {
         let read = |path: &std::path::PathBuf| {
             std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.clone(), source })
         };
-        let ca = remote.ca.as_ref().map(read).transpose()?;
+        let trust = Trust { ca: remote.ca.as_ref().map(read).transpose()?, pins: remote.pins.clone() };
         let invalid = |why| ConfigError::Invalid(format!("node {node}: {why}"));
-        let peer = Peer::new(&remote.url, ca.as_deref()).map_err(invalid)?;
+        let peer = Peer::new(&remote.url, &trust).map_err(invalid)?;
         let key = wire::key(&remote.key)?;
         let (long, short) = (Duration::from_secs(remote.copy_timeout_s), Duration::from_secs(remote.timeout_s));
-        Ok(Self { node: node.into(), key, url: remote.url.clone(), ca, peer, long, short })
+        Ok(Self { node: node.into(), key, url: remote.url.clone(), trust, peer, long, short, life: Mutex::default() })
     }
 
     async fn ensure<S: Serialize, T: DeserializeOwned>(
@@ -89,22 +92,39 @@ impl Client {
         }))
     }
 
+    /// Sends a call, and once more when the delegate was started since the last one: the first did nothing then.
     async fn exchange(&self, verb: &str, body: Bytes) -> Result<(StatusCode, Bytes)> {
+        let answer = self.send(verb, &body).await?;
+        if answer.0 != StatusCode::MISDIRECTED_REQUEST {
+            return Ok(answer);
+        }
+        let life = serde_json::from_slice::<AnotherLife>(&answer.1).ok().filter(AnotherLife::is_name);
+        let Some(AnotherLife { life, .. }) = life else { return Ok(answer) };
+        *self.life.lock().unwrap_or_else(PoisonError::into_inner) = life;
+        self.send(verb, &body).await
+    }
+
+    async fn send(&self, verb: &str, body: &Bytes) -> Result<(StatusCode, Bytes)> {
         let path = format!("{}{verb}", wire::PATH);
         let make = || -> Result<_, Problem> {
+            let query = {
+                let life = self.life.lock().unwrap_or_else(PoisonError::into_inner);
+                wire::query(&life, &replay::random_name())
+            };
             let signed = sigv4::Outgoing {
                 method: "POST",
                 path: &path,
-                query: "",
+                query: &query,
                 host: self.peer.authority(),
-                body: &body,
+                body,
                 access_key_id: &self.node,
                 secret: &self.key,
                 region: &self.node,
                 service: wire::SERVICE,
             };
             let headers = sigv4::sign(&signed, Utc::now());
-            let request = Request::builder().method(Method::POST).uri(&path).header(CONTENT_TYPE, "application/json");
+            let target = format!("{path}?{query}");
+            let request = Request::builder().method(Method::POST).uri(target).header(CONTENT_TYPE, "application/json");
             let request = headers.into_iter().fold(request, |request, (name, value)| request.header(name, value));
             Ok(request.body(Full::new(body.clone()))?)
         };
@@ -131,7 +151,7 @@ impl SnapshotSource for Client {
     }
 
     fn grant(&self, snapshot: &SnapshotId) -> Result<Grant> {
-        Ok(Grant { url: self.url.clone(), ca: self.ca.clone(), query: self.query(snapshot) })
+        Ok(Grant { url: self.url.clone(), trust: self.trust.clone(), query: self.query(snapshot) })
     }
 }
 

@@ -15,17 +15,23 @@ use serde::{Deserialize, Serialize};
 use self::source::{RestoreSpec, SnapshotSource};
 use crate::ids::{SnapshotId, VolumeId};
 
+pub mod check;
 pub mod client;
 pub mod command;
 mod data_dir;
 pub mod fence;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 pub mod guard;
 pub mod peer;
 pub mod reading;
+pub mod replay;
 pub mod server;
 pub mod sim;
 pub mod source;
+pub mod sources;
 pub mod target;
+pub mod trust;
 pub mod vmm;
 pub mod volume;
 pub mod wire;

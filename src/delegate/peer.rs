@@ -2,7 +2,8 @@
 //! that are kept for the next calls. One that the other side has closed meanwhile is replaced and the request sent once more,
 //! at once.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,11 +12,12 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::HOST;
 use hyper::{Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+
+use super::trust::Trust;
 
 /// For the TCP connection and the TLS handshake.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -33,13 +35,15 @@ pub struct Peer {
     authority: String,
     address: (String, u16),
     tls: Option<(TlsConnector, ServerName<'static>)>,
+    /// Where it may be.
+    may_be_at: fn(IpAddr) -> bool,
     idle: Mutex<Vec<Connection>>,
 }
 
 impl Peer {
-    /// The delegate at `http://HOST:PORT`, or at `https://…` with a certificate of this authority, in PEM. The error says what
-    /// is wrong with the URL.
-    pub fn new(url: &str, ca: Option<&str>) -> Result<Self, String> {
+    /// The delegate at `http://HOST:PORT`, or at `https://…` with a certificate that is trusted. The error says what is wrong
+    /// with the URL.
+    pub fn new(url: &str, trust: &Trust) -> Result<Self, String> {
         let invalid = |why: &str| format!("the URL {url:?} {why}");
         let parsed: Uri = url.parse().map_err(|_| invalid("is not one"))?;
         let host = parsed.host().filter(|host| !host.is_empty()).ok_or_else(|| invalid("has no host"))?;
@@ -48,20 +52,26 @@ impl Peer {
         if !matches!(parsed.path(), "" | "/") || parsed.query().is_some() {
             return Err(invalid("ends after the port"));
         }
-        let tls = match (parsed.scheme_str(), ca) {
-            (Some("http"), None) => None,
-            (Some("https"), Some(ca)) => {
+        let tls = match (parsed.scheme_str(), trust.is_none()) {
+            (Some("http"), true) => None,
+            (Some("https"), false) => {
                 let name =
                     ServerName::try_from(host.clone()).map_err(|_| invalid("has a host no certificate is for"))?;
-                Some((trust(ca)?, name))
+                Some((trust.connector()?, name))
             }
-            (Some("http"), Some(_)) => return Err(invalid("needs no ca: it is not https")),
-            (Some("https"), None) => return Err(invalid("needs a ca: which certificates may it show?")),
+            (Some("http"), false) => return Err(invalid("needs neither ca nor pins: it is not https")),
+            (Some("https"), true) => return Err(invalid("needs a ca or pins: which certificates may it show?")),
             _ => return Err(invalid("starts with neither http nor https")),
         };
         let port = parsed.port_u16().unwrap_or(if tls.is_some() { 443 } else { 80 });
         let authority = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-        Ok(Self { authority, address: (host, port), tls, idle: Mutex::default() })
+        Ok(Self { authority, address: (host, port), tls, may_be_at: |_| true, idle: Mutex::default() })
+    }
+
+    /// The same, connected to only where it may be. The address counts that its name stands for at that moment.
+    #[must_use]
+    pub fn only_at(self, may_be_at: fn(IpAddr) -> bool) -> Self {
+        Self { may_be_at, ..self }
     }
 
     /// `HOST:PORT`, as signatures cover it and the header `Host` has it.
@@ -105,7 +115,12 @@ impl Peer {
     async fn connect(&self) -> Result<Connection, Problem> {
         let (host, port) = &self.address;
         let connect = async {
-            let stream = TcpStream::connect((host.as_str(), *port)).await?;
+            let found = tokio::net::lookup_host((host.as_str(), *port)).await?;
+            let may_be: Vec<SocketAddr> = found.filter(|address| (self.may_be_at)(address.ip())).collect();
+            if may_be.is_empty() {
+                return Err("no storage node is at such an address".into());
+            }
+            let stream = TcpStream::connect(may_be.as_slice()).await?;
             stream.set_nodelay(true)?;
             match &self.tls {
                 None => handshake(stream).await,
@@ -134,22 +149,4 @@ async fn handshake(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static)
     // Ends with the sender, or with the stream; its error comes out of the sender too.
     tokio::spawn(connection);
     Ok(sender)
-}
-
-/// Trusts the certificates of one authority and of no other.
-fn trust(ca: &str) -> Result<TlsConnector, String> {
-    let cannot = |e: &dyn std::fmt::Display| format!("the ca cannot be used: {e}");
-    let mut roots = rustls::RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(ca.as_bytes()) {
-        roots.add(certificate.map_err(|e| cannot(&e))?).map_err(|e| cannot(&e))?;
-    }
-    if roots.is_empty() {
-        return Err(cannot(&"it holds no certificate"));
-    }
-    let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|e| cannot(&e))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(TlsConnector::from(Arc::new(config)))
 }

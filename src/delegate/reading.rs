@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::HeaderMap;
 use hyper::{Method, Request, StatusCode};
@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::peer::{Peer, Problem};
 use super::source::{CHUNK, Digest, Grant, Piece, SnapshotSource, Summary};
+use super::sources::Sources;
 use super::{DelegateError, Result, Secret, wire};
 use crate::ids::SnapshotId;
 use crate::sigv4;
@@ -77,20 +78,27 @@ impl Question {
 
 /// Answers a question.
 pub async fn answer(source: &(impl SnapshotSource + ?Sized), snapshot: &SnapshotId, asked: Question) -> Result<Bytes> {
-    let head = |text: serde_json::Result<Vec<u8>>| {
-        text.map_err(|e| DelegateError::fatal(format!("the answer cannot be written: {e}")))
+    let answer = match asked {
+        Question::Sum(from) => serde_json::to_vec(&source.sum_snapshot(snapshot, from).await?),
+        Question::Read(at) => packed(&source.read_snapshot(snapshot, at).await?),
     };
-    match asked {
-        Question::Sum(from) => Ok(head(serde_json::to_vec(&source.sum_snapshot(snapshot, from).await?))?.into()),
-        Question::Read(at) => {
-            let piece = source.read_snapshot(snapshot, at).await?;
-            let first = Head { size_bytes: piece.size_bytes, end: piece.end, digest: piece.digest };
-            let mut out = BytesMut::from(&*head(serde_json::to_vec(&first))?);
-            out.extend_from_slice(b"\n");
-            out.extend_from_slice(&piece.bytes);
-            Ok(out.freeze())
-        }
-    }
+    Ok(answer.map_err(|e| DelegateError::fatal(format!("the answer cannot be written: {e}")))?.into())
+}
+
+/// A piece as it goes over the wire.
+pub(super) fn packed(piece: &Piece) -> serde_json::Result<Vec<u8>> {
+    let first = Head { size_bytes: piece.size_bytes, end: piece.end, digest: piece.digest };
+    let mut out = serde_json::to_vec(&first)?;
+    out.push(b'\n');
+    out.extend_from_slice(&piece.bytes);
+    Ok(out)
+}
+
+/// The way back. Whether the piece is what was asked for is for [`Piece::check`] to say.
+pub(super) fn unpacked(mut answer: Bytes) -> Result<Piece, String> {
+    let line = answer.iter().take(MOST_HEAD).position(|byte| *byte == b'\n').ok_or("an answer that is none")?;
+    let Head { size_bytes, end, digest } = parsed(&answer[..line])?;
+    Ok(Piece { size_bytes, end, bytes: answer.split_off(line + 1), digest })
 }
 
 /// Makes the query of a grant for a snapshot of the node of this name and key.
@@ -111,17 +119,12 @@ pub fn query(node: &str, key: &str, authority: &str, snapshot: &SnapshotId) -> S
 
 /// Asks a node for what a snapshot holds from an offset on.
 pub async fn read(peer: &Peer, query: &Secret, snapshot: &SnapshotId, at: u64) -> Result<Piece> {
-    let mut answer = ask(peer, query, snapshot, Question::Read(at)).await?;
-    let line = answer.iter().take(MOST_HEAD).position(|byte| *byte == b'\n');
-    let line = line.ok_or_else(|| lost(peer, "an answer that is none"))?;
-    let Head { size_bytes, end, digest } = parsed(peer, &answer[..line])?;
-    let bytes = answer.split_off(line + 1);
-    Ok(Piece { size_bytes, end, bytes, digest })
+    unpacked(ask(peer, query, snapshot, Question::Read(at)).await?).map_err(|why| lost(peer, why))
 }
 
 /// Asks a node for the digest of what a snapshot holds from an offset on.
 pub async fn sum(peer: &Peer, query: &Secret, snapshot: &SnapshotId, from: u64) -> Result<Summary> {
-    parsed(peer, &ask(peer, query, snapshot, Question::Sum(from)).await?)
+    parsed(&ask(peer, query, snapshot, Question::Sum(from)).await?).map_err(|why| lost(peer, why))
 }
 
 async fn ask(peer: &Peer, query: &Secret, snapshot: &SnapshotId, question: Question) -> Result<Bytes> {
@@ -143,8 +146,8 @@ async fn ask(peer: &Peer, query: &Secret, snapshot: &SnapshotId, question: Quest
     Err(serde_json::from_slice(answer).unwrap_or_else(|_| lost(peer, status)))
 }
 
-fn parsed<T: DeserializeOwned>(peer: &Peer, text: &[u8]) -> Result<T> {
-    serde_json::from_slice(text).map_err(|e| lost(peer, format!("an answer that is none: {e}")))
+fn parsed<T: DeserializeOwned>(text: &[u8]) -> Result<T, String> {
+    serde_json::from_slice(text).map_err(|e| format!("an answer that is none: {e}"))
 }
 
 fn lost(peer: &Peer, why: impl std::fmt::Display) -> DelegateError {
@@ -158,10 +161,15 @@ pub struct Granted {
 }
 
 impl Granted {
-    /// Connects to nobody yet. Fatal when the grant's URL or authority is none.
-    pub fn new(grant: &Grant) -> Result<Self> {
-        let peer = Peer::new(&grant.url, grant.ca.as_deref()).map_err(DelegateError::fatal)?;
-        Ok(Self { peer, query: grant.query.clone() })
+    /// Connects to nobody yet. Fatal when it leads to none of the nodes that may be read from.
+    pub fn new(grant: &Grant, sources: &Sources) -> Result<Self> {
+        Ok(Self { peer: sources.peer(grant)?, query: grant.query.clone() })
+    }
+
+    /// `HOST:PORT` of the node.
+    #[cfg(any(test, fuzzing))]
+    pub fn authority(&self) -> &str {
+        self.peer.authority()
     }
 }
 

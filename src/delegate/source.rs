@@ -14,6 +14,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::trust::Trust;
 use super::{DelegateError, Result, Secret};
 use crate::ids::{SnapshotId, VolumeId};
 
@@ -36,9 +37,9 @@ pub struct RestoreSpec {
 pub struct Grant {
     /// Where the node is, as the one who gives this knows it.
     pub url: String,
-    /// The only authority whose certificates are accepted of it, in PEM, with `https`.
-    #[serde(default)]
-    pub ca: Option<String>,
+    /// Which certificates it may show, with `https`.
+    #[serde(flatten)]
+    pub trust: Trust,
     /// The query that makes the request for the snapshot a signed one.
     pub query: Secret,
 }
@@ -175,7 +176,7 @@ mod tests {
     #[test]
     fn a_grant_does_not_show_its_signature() {
         let query = Secret("X-Amz-Signature=abc".into());
-        let grant = Grant { url: "http://a:1".into(), ca: None, query };
+        let grant = Grant { url: "http://a:1".into(), trust: Trust::default(), query };
         assert!(!format!("{grant:?}").contains("abc"));
     }
 }

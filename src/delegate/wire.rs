@@ -2,10 +2,10 @@
 //! JSON body: with status 200 the verb's result, with any other a [`DelegateError`]. Between storage nodes it is as
 //! [`super::reading`] says.
 //!
-//! Requests are signed with our own `SigV4` under the node's key, the node's name being access key id and region at once. A
-//! request that is sent again by somebody who listens is good for fifteen minutes, and then mostly harms nothing: verbs
-//! are idempotent, and the fence refuses those of a worker that has been followed by another. Answers are not signed, and
-//! CHAP secrets go as they are. Where others share the network, `https` is what keeps them out.
+//! Requests are signed with our own `SigV4` under the node's key, the node's name being access key id and region at once. The
+//! query, `life=…&nonce=…`, names the life of the delegate that the call is for and tells it from others of the same second, so
+//! that it is taken once ([`super::replay`]). Answers are not signed, and CHAP secrets go as they are. Where others share the
+//! network, `https` is what keeps them out.
 
 use hyper::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,33 @@ pub const SERVICE: &str = "vbs-delegate";
 
 /// What the paths start with; the verb follows.
 pub const PATH: &str = "/v1/";
+
+/// The query of a call.
+pub fn query(life: &str, nonce: &str) -> String {
+    format!("life={life}&nonce={nonce}")
+}
+
+/// The life that a query names.
+pub fn life_of(query: &str) -> Option<&str> {
+    query.split('&').find_map(|pair| pair.strip_prefix("life="))
+}
+
+/// The answer to a call for another life of the delegate, with status 421: what it says may be done by another try.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct AnotherLife {
+    /// The life that there is.
+    pub life: String,
+    /// The same as for one who does not know lives.
+    #[serde(flatten)]
+    pub error: DelegateError,
+}
+
+impl AnotherLife {
+    /// Whether what came as a life's name can stand in a query.
+    pub fn is_name(&self) -> bool {
+        (1..=64).contains(&self.life.len()) && self.life.bytes().all(|b| b.is_ascii_hexdigit())
+    }
+}
 
 /// The body of a verb that changes something.
 #[derive(Debug, Serialize, Deserialize)]

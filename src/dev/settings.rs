@@ -119,6 +119,7 @@ mod tests {
             socket_dir: "/a \"b\"".into(),
             control_port: 1,
             portal: SocketAddr::from(([127, 0, 0, 1], 2)),
+            tgtadm: "tgtadm".into(),
         };
         let config = written(Nodes::Real { tgt, qmp_dir: "/q".into() });
         assert!(

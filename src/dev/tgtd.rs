@@ -47,6 +47,7 @@ pub async fn start(dir: &Path, children: &Children) -> Result<Tgtd, DevError> {
         socket_dir,
         control_port: CONTROL_PORT,
         portal: SocketAddr::from((Ipv4Addr::LOCALHOST, known.map_or_else(free_port, Ok)?)),
+        tgtadm: "tgtadm".into(),
     };
     let mut tgtd = Tgtd { config, children: children.clone(), program, port_file };
     for _ in 0..PORTS_TRIED {

@@ -159,7 +159,7 @@ async fn insert(
         device: &device.name,
         device_key: &device.key,
         state: AttachmentState::Attaching,
-        iqn: &format!("{}:{}.{}", api.iqn_prefix, volume.id, &random_hex()[..16]),
+        iqn: &format!("{}:{}.{}", api.iqn_prefix, volume.id, random_hex()),
         lun: LUN,
         chap_user: &format!("vbs-{}", id.simple()),
         sealed_chap_secret: &api.sealer.seal(&secret, &id.to_string()),

@@ -23,6 +23,8 @@ mod ebs_direct;
 pub mod error;
 mod faults;
 mod filters;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod instance_attributes;
 mod instance_filters;
 mod instance_status;

@@ -158,11 +158,11 @@ pub enum Onward {
 }
 
 /// A token is the kind and the key, encoded so that nobody builds on its form.
-fn write(key: &str, kind: &str) -> String {
+pub(super) fn write(key: &str, kind: &str) -> String {
     URL_SAFE_NO_PAD.encode(format!("1:{kind}:{key}"))
 }
 
-fn read(token: &str, kind: &str) -> Option<String> {
+pub(super) fn read(token: &str, kind: &str) -> Option<String> {
     if token.len() > 1024 {
         return None;
     }

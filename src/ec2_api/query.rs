@@ -113,6 +113,27 @@ impl Query {
     }
 }
 
+/// The way back, for what must hold of all queries ([`crate::fuzzing`]).
+#[cfg(any(test, fuzzing))]
+impl Query {
+    /// A form that is decoded to this.
+    pub fn form(&self) -> String {
+        let action = self.action.as_ref().map(|action| ("Action", action));
+        let named = action.into_iter().chain([("Version", &self.version)]);
+        let all = named.chain(self.params.0.iter().map(|(name, value)| (name.as_str(), value)));
+        let encoded = |text| percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC);
+        all.map(|(name, value)| format!("{}={}", encoded(name), encoded(value))).collect::<Vec<_>>().join("&")
+    }
+}
+
+#[cfg(any(test, fuzzing))]
+impl Params {
+    /// The bytes of all names and values.
+    pub fn bytes(&self) -> usize {
+        self.0.iter().map(|(name, value)| name.len() + value.len()).sum()
+    }
+}
+
 /// Undoes the form encoding. A lone `%` is an error here, not a percent sign: a client that sends one has lost bytes.
 fn decode(raw: &[u8]) -> ApiResult<String> {
     for (at, _) in raw.iter().enumerate().filter(|(_, byte)| **byte == b'%') {

@@ -6,7 +6,7 @@ use chrono::{DateTime, Duration, Utc};
 use sha2::{Digest, Sha256};
 
 use super::canonical::{self, Pair};
-use super::{AuthError, CLOCK_WINDOW, Presented, Request, Scheme, SigningKey, access_key_id, incomplete, time};
+use super::{AuthError, CLOCK_WINDOW, Mark, Presented, Request, Scheme, SigningKey, access_key_id, incomplete, time};
 
 pub(super) const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 const TERMINATOR: &str = "aws4_request";
@@ -172,6 +172,11 @@ fn is_lower_case_token(name: &str) -> bool {
 impl Claim<'_> {
     pub(super) fn scope(&self) -> &str {
         &self.credential[self.scope_at..]
+    }
+
+    pub(super) fn mark(&self) -> Option<Mark> {
+        let Self { time: signed_at, signature, .. } = *self;
+        self.presigned.is_none().then_some(Mark { signed_at, signature })
     }
 
     pub(super) fn signing_key(&self, secret: &str) -> SigningKey {

@@ -3,6 +3,8 @@
 use vbs::db::instances::{self, Assigned};
 use vbs::ids::InstanceId;
 
+use diesel_async::RunQueryDsl;
+
 use crate::support::cloud::Cloud;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -221,5 +223,29 @@ async fn of_many_attaches_at_once_to_one_instance_no_more_win_than_it_may_have()
         }
     }
     assert_eq!(refused, 32 - 26);
+    cloud.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_two_attachments_ever_have_one_target_name() {
+    let cloud = Cloud::start().await;
+    let (volume, instance) = (cloud.volume().await, cloud.instances().await[0].clone());
+    let mut names = std::collections::HashSet::new();
+    for _ in 0..3 {
+        cloud.attach(&volume, &instance, "/dev/sdf").await;
+        let exports = cloud.context.nodes.volume["storage-a"].delegate.observe().await.unwrap().exports;
+        let (start, unique) = exports[0].iqn.rsplit_once('.').unwrap();
+        assert!(start.ends_with(&volume) && unique.len() == 32, "128 bits of chance: {}", exports[0].iqn);
+        assert!(names.insert(exports[0].iqn.clone()));
+        cloud.client.ok("DetachVolume", &[("VolumeId", &volume)]).await;
+        cloud.volume_becomes(&volume, "available").await;
+    }
+    // The database would not take one a second time, also of an attachment that is long over.
+    let mut conn = cloud.pool.get().await.unwrap();
+    let again = "INSERT INTO attachments (id, account_id, volume_id, instance_id, device, device_key, state, iqn, lun, chap_user, \
+                 sealed_chap_secret, initiator_iqn) SELECT gen_random_uuid(), account_id, volume_id, instance_id, device, \
+                 device_key, 'attaching', iqn, lun, chap_user, sealed_chap_secret, initiator_iqn FROM attachments LIMIT 1";
+    let refused = diesel::sql_query(again).execute(&mut *conn).await.unwrap_err();
+    assert!(refused.to_string().contains("attachments_iqn_key"), "{refused}");
     cloud.settle().await;
 }

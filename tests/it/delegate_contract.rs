@@ -423,7 +423,7 @@ async fn the_simulation_over_http_keeps_the_contract() {
 }
 
 #[tokio::test]
-async fn over_https_a_node_is_believed_only_with_a_certificate_of_its_own_authority() {
+async fn over_https_a_node_is_believed_only_with_a_certificate_of_its_own_authority_or_a_pinned_one() {
     let dir = tempfile::tempdir().unwrap();
     let [good, other] = ["good", "other"].map(|name| {
         let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
@@ -432,15 +432,37 @@ async fn over_https_a_node_is_believed_only_with_a_certificate_of_its_own_author
         std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
         (cert, key)
     });
+    let certificate = good.0.clone();
     let tls = config::Server { tls_cert: Some(good.0), tls_key: Some(good.1), ..config::Server::default() };
     let key = node_key(&dir);
     let remote = serve(StorageService::new("storage-1", &key, sim(&SimCloud::new()).0).unwrap(), &key, tls);
     for _ in 0..2 {
         VolumeDelegate::observe(&Client::new("storage-1", &remote).unwrap()).await.unwrap();
     }
-    let wrong = config::Remote { ca: Some(other.0), ..remote.clone() };
-    let refused = VolumeDelegate::observe(&Client::new("storage-1", &wrong).unwrap()).await.unwrap_err();
-    assert_eq!(refused.kind, ErrorKind::Retry, "{refused}");
+    let fingerprint = |pem: &std::path::Path| {
+        let mut openssl = std::process::Command::new("openssl");
+        let said = openssl.args(["x509", "-noout", "-fingerprint", "-sha256", "-in"]).arg(pem).output().unwrap();
+        String::from_utf8(said.stdout).unwrap().trim().rsplit_once('=').unwrap().1.to_owned()
+    };
+    let pins = [&certificate, &other.0].map(|file| fingerprint(file));
+    let pinned = |ca: Option<&std::path::PathBuf>, pins: &[String]| config::Remote {
+        ca: ca.cloned(),
+        pins: pins.to_vec(),
+        ..remote.clone()
+    };
+    for trusted in [pinned(None, &pins[..1]), pinned(None, &pins), pinned(remote.ca.as_ref(), &pins[..1])] {
+        VolumeDelegate::observe(&Client::new("storage-1", &trusted).unwrap()).await.unwrap();
+    }
+    for wrong in [
+        pinned(Some(&other.0), &[]),
+        pinned(None, &pins[1..]),
+        pinned(remote.ca.as_ref(), &pins[1..]),
+        pinned(Some(&other.0), &pins[..1]),
+    ] {
+        let refused = VolumeDelegate::observe(&Client::new("storage-1", &wrong).unwrap()).await.unwrap_err();
+        assert_eq!(refused.kind, ErrorKind::Retry, "{refused}");
+    }
+    assert!(Client::new("storage-1", &pinned(None, &["ab".into()])).is_err());
     assert!(Client::new("storage-1", &config::Remote { ca: None, ..remote }).is_err());
 }
 

@@ -190,6 +190,72 @@ async fn nobody_gets_in_with_another_name_or_secret_or_through_an_export_of_befo
 }
 
 #[tokio::test]
+async fn who_had_a_volume_before_neither_gets_in_nor_leaves_bytes_behind() {
+    let node = Node::start().await;
+    let volume = node.volume(None).await;
+    let old = export(&volume, HOST, 1);
+    let portal = node.storage.ensure_exported(NOW, &old).await.unwrap();
+    let mut session = Talking::start(&portal, &old);
+    assert!(session.says("write -P 0x5a 0 4M").contains("wrote 4194304/4194304"));
+    // One that does not log out holds the volume: nobody else gets it while there is a session.
+    let new = export(&volume, "iqn.2026-01.net.example:another-tenant", 2);
+    for refused in [
+        node.storage.ensure_not_exported(NOW, &volume, &[]).await.unwrap_err(),
+        node.storage.ensure_exported(NOW, &new).await.unwrap_err(),
+    ] {
+        assert_eq!(refused.kind, ErrorKind::Retry, "{refused}");
+    }
+    session.says("quit");
+    node.until_sessions(&volume, &[]).await;
+    node.storage.ensure_not_exported(NOW, &volume, &[]).await.unwrap();
+    assert!(!run(&portal, &old, &["read 0 512"]).status.success(), "the old name is no target any more");
+
+    node.storage.ensure_exported(NOW, &new).await.unwrap();
+    let mixed = |change: fn(&mut ExportSpec, &ExportSpec)| {
+        let mut spec = old.clone();
+        change(&mut spec, &new);
+        spec
+    };
+    for (how, tries) in [
+        ("all of before", old.clone()),
+        ("the new name", mixed(|old, new| old.iqn.clone_from(&new.iqn))),
+        (
+            "and the new initiator's",
+            mixed(|old, new| *old = ExportSpec { chap_secret: old.chap_secret.clone(), ..new.clone() }),
+        ),
+        (
+            "the new secret, as the old initiator",
+            mixed(|old, new| {
+                *old = ExportSpec { initiator_iqn: old.initiator_iqn.clone(), ..new.clone() };
+            }),
+        ),
+        (
+            "the old user in the new initiator's name",
+            mixed(|old, new| {
+                *old = ExportSpec { iqn: new.iqn.clone(), initiator_iqn: new.initiator_iqn.clone(), ..old.clone() };
+            }),
+        ),
+    ] {
+        let tried = run(&portal, &tries, &["read 0 512"]);
+        assert!(!tried.status.success(), "{how}: {}", said(&tried));
+    }
+    // Nor does a look around tell the old initiator a name.
+    let url = format!("iscsi://{}%{}@{}", old.chap_user, old.chap_secret.0, portal.address);
+    let look = Command::new("iscsi-ls").args(["-i", HOST, &url]).stdin(Stdio::null()).output().unwrap();
+    assert!(!said(&look).contains(&new.iqn), "{}", said(&look));
+    let read = run(&portal, &new, &["read -P 0x5a 0 4M"]);
+    assert!(said(&read).contains("read 4194304/4194304") && !said(&read).contains("failed"), "{}", said(&read));
+
+    node.storage.ensure_not_exported(NOW, &volume, &[]).await.unwrap();
+    node.storage.ensure_no_volume(NOW, &volume).await.unwrap();
+    let next = node.volume(None).await;
+    let spec = export(&next, HOST, 1);
+    node.storage.ensure_exported(NOW, &spec).await.unwrap();
+    let read = run(&portal, &spec, &["read -P 0 0 4M"]);
+    assert!(said(&read).contains("read 4194304/4194304") && !said(&read).contains("failed"), "{}", said(&read));
+}
+
+#[tokio::test]
 async fn an_export_is_not_ended_under_a_session() {
     let node = Node::start().await;
     let volume = node.volume(None).await;

@@ -22,11 +22,11 @@ use vbs::dev::guest_image::{self, GuestImage};
 use vbs::dev::guests::{Guest, PROGRAM};
 use vbs::ids::{SnapshotId, VolumeId};
 
-use crate::delegate_contract;
+use crate::{delegate_contract, monitor_faults};
 
-const MACHINE: &str = "vm-1";
+pub const MACHINE: &str = "vm-1";
 const SIZE: u64 = 64 << 20;
-const GENERATION: Generation = Generation(1);
+pub const GENERATION: Generation = Generation(1);
 
 /// A process that ends with the test.
 struct Process(Child);
@@ -39,7 +39,7 @@ impl Drop for Process {
 }
 
 /// A tgtd of our own, driven by hand.
-struct Target {
+pub struct Target {
     process: Process,
     dir: PathBuf,
     portal: SocketAddr,
@@ -76,7 +76,7 @@ impl Target {
     }
 
     /// Exports a volume under a name of its own for this attachment.
-    fn export(&self, volume: &Volume, tid: &str) -> ExportSpec {
+    pub fn export(&self, volume: &Volume, tid: &str) -> ExportSpec {
         let iqn = format!("iqn.2026-01.test.vbs:{}.{tid}", volume.id.serial());
         let user = format!("user-{tid}");
         let initiator = format!("iqn.2026-01.test.vbs:{MACHINE}");
@@ -100,18 +100,18 @@ impl Target {
     }
 
     /// Whether anybody is logged in to a target. tgtd notices a log-out a moment after it.
-    fn becomes_free(&self, tid: &str) {
+    pub fn becomes_free(&self, tid: &str) {
         wait_for("the log-out", || !self.admin(&["--mode", "conn", "--op", "show", "--tid", tid]).contains("Session"));
     }
 }
 
-struct Volume {
-    id: VolumeId,
+pub struct Volume {
+    pub id: VolumeId,
     file: PathBuf,
 }
 
 impl Volume {
-    fn new(dir: &Path) -> Self {
+    pub fn new(dir: &Path) -> Self {
         let id = VolumeId::generate();
         let file = dir.join(id.as_str());
         std::fs::File::create(&file).unwrap().set_len(SIZE).unwrap();
@@ -127,16 +127,16 @@ impl Volume {
         std::str::from_utf8(&block).ok()?.trim().parse().ok()
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    pub fn bytes(&self) -> Vec<u8> {
         std::fs::read(&self.file).unwrap()
     }
 }
 
 /// One guest, one target and the driver under test.
-struct Lab {
-    dir: TempDir,
-    target: Target,
-    guest: Guest,
+pub struct Lab {
+    pub dir: TempDir,
+    pub target: Target,
+    pub guest: Guest,
     qemu_process: Process,
     qemu: Qemu,
 }
@@ -154,7 +154,7 @@ impl Lab {
         Self { dir, target, guest, qemu_process, qemu }
     }
 
-    async fn guest_runs(&self, command: &str) -> String {
+    pub async fn guest_runs(&self, command: &str) -> String {
         let answer = console::run(&self.guest.serial_socket(), command, Duration::from_secs(120)).await;
         let (output, status) = answer.unwrap_or_else(|e| panic!("{command}: {e}"));
         assert_eq!(status, 0, "{command}: {output}");
@@ -162,22 +162,22 @@ impl Lab {
     }
 
     /// As an operator at the monitor.
-    async fn monitor(&self, command: &str) -> serde_json::Value {
+    pub async fn monitor(&self, command: &str) -> serde_json::Value {
         let mut qmp = Qmp::connect(&self.guest.qmp_socket(), Duration::from_secs(10)).await.unwrap();
         qmp.execute(command, json!({})).await.unwrap()
     }
 
-    async fn machine_rests(&self) -> bool {
+    pub async fn machine_rests(&self) -> bool {
         self.monitor("query-status").await["running"] == false
     }
 
-    async fn observed(&self) -> ObservedMachine {
+    pub async fn observed(&self) -> ObservedMachine {
         let mut machines = self.qemu.observe().await.unwrap().machines;
         assert_eq!(machines.len(), 1);
         machines.remove(0)
     }
 
-    fn connect_spec(&self, export: &ExportSpec) -> ConnectSpec {
+    pub fn connect_spec(&self, export: &ExportSpec) -> ConnectSpec {
         let portal = Portal { address: self.target.portal.to_string() };
         ConnectSpec { export: export.clone(), portal, machine: self.machine() }
     }
@@ -186,7 +186,7 @@ impl Lab {
         MachineRef { name: MACHINE.into(), uuid: self.guest.uuid.clone() }
     }
 
-    fn disk(&self, export: &ExportSpec) -> DiskSpec {
+    pub fn disk(&self, export: &ExportSpec) -> DiskSpec {
         DiskSpec {
             volume: export.volume.clone(),
             iqn: export.iqn.clone(),
@@ -197,7 +197,7 @@ impl Lab {
     }
 
     /// A pause of a minute for a snapshot.
-    fn pause(&self, export: &ExportSpec) -> PauseSpec {
+    pub fn pause(&self, export: &ExportSpec) -> PauseSpec {
         PauseSpec { disk: self.disk(export), snapshot: SnapshotId::generate(), seconds: 60 }
     }
 
@@ -241,6 +241,7 @@ async fn a_guest_gets_uses_keeps_and_loses_disks_as_it_is_told() {
     let mut lab = Lab::start().await;
     a_disk_comes_is_written_to_and_goes(&lab).await;
     a_wrong_secret_leaves_nothing_behind(&lab).await;
+    monitor_faults::whatever_the_monitor_answers_row_and_machine_agree(&lab).await;
     pauses_hold_break_and_add_up(&mut lab).await;
     a_guest_that_holds_on_is_busy_until_force_cuts_it_off(&lab).await;
     force_stops_a_guest_in_the_middle_of_writing(&lab).await;

@@ -54,13 +54,13 @@ impl Access {
     }
 }
 
-fn text(rules: &Rules) -> String {
+pub(super) fn text(rules: &Rules) -> String {
     let lines = rules.iter().map(|(target, initiator)| format!("{target} {}\n", initiator.replace('.', "\\.")));
     std::iter::once(HEAD.to_owned()).chain(lines).collect()
 }
 
 /// Reads a line that [`text`] wrote.
-fn rule(line: &str) -> Option<(String, String)> {
+pub(super) fn rule(line: &str) -> Option<(String, String)> {
     let (target, pattern) = line.split_once(' ')?;
     let ours = super::volume_of(target).is_some() && !pattern.contains([' ', ',']);
     ours.then(|| (target.to_owned(), pattern.replace("\\.", ".")))

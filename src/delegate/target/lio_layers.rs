@@ -87,7 +87,8 @@ pub(super) fn look(tree: &dyn Tree, iqn: &str) -> Result<Seen> {
     let counted = format!("{FABRIC}/{iqn}/fabric_statistics/iscsi_instance/sessions");
     let counted = told(&counted, "", or_nothing(tree.read(&counted)))?.trim().parse().unwrap_or(0);
     if sessions.len() < counted {
-        sessions.resize(counted, "somebody".into());
+        // One stands for all of them: how many there are makes no difference, and the number is not ours to trust.
+        sessions.push("somebody".into());
     }
     let mut rules = Vec::new();
     for initiator in parts(&format!("{at}/acls"))? {

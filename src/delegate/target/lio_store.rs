@@ -163,7 +163,7 @@ pub(super) fn end(tree: &dyn Tree, volume: &VolumeId) -> Result<()> {
 }
 
 /// A file's size in bytes; the sectors' is in the same text.
-fn shown_size(info: &str) -> Option<u64> {
+pub(super) fn shown_size(info: &str) -> Option<u64> {
     after(info, " Size:")?.parse().ok()
 }
 

@@ -10,6 +10,8 @@ use async_trait::async_trait;
 use super::{DelegateError, ExportSpec, Growth, ObservedExport, Portal, Result};
 use crate::ids::VolumeId;
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzzing;
 pub mod iet;
 pub mod iet_access;
 pub mod iet_proc;

@@ -1,7 +1,9 @@
 //! The `tgt` driver: exports by a tgtd of our own, in user space, over `tgtadm`.
 //!
 //! - tgtd keeps nothing on disk and forgets everything when it dies, and every error of its has exit status 22. So each call
-//!   reads back what there is and makes up the difference, and does not trust a status of 0 either.
+//!   reads back what there is and makes up the difference, and does not trust a status of 0 either: a rule is bound when the
+//!   account is seen to be there, and an account deleted when the rule or the target is seen to be gone. Nor is one look
+//!   trusted with that, which may have been cut short.
 //! - Who may log in: nobody, until an access rule is there. It is bound last, after the CHAP account, and taken away first
 //!   when an account must change, so that at no moment a target is open without CHAP. A rule by address counts beside
 //!   one by name and would open the target to all initiators of a host, so there are none.
@@ -46,13 +48,7 @@ impl Tgt {
     }
 
     /// Gives the target when it can be mended; one that serves something else is deleted.
-    async fn sound(
-        &self,
-        target: &Target,
-        spec: &ExportSpec,
-        path: &str,
-        secrets: &mut HashMap<String, Secret>,
-    ) -> Result<Option<Target>> {
+    async fn sound(&self, target: &Target, spec: &ExportSpec, path: &str) -> Result<Option<Target>> {
         if let Some(stranger) = target.sessions.iter().find(|name| **name != spec.initiator_iqn) {
             return Err(DelegateError::retry(format!("{stranger} is logged in to {}", target.name)));
         }
@@ -65,7 +61,7 @@ impl Tgt {
             return Ok(Some(target.clone()));
         }
         refuse_while_in_use(target)?;
-        self.delete(target, secrets).await?;
+        self.delete(target).await?;
         Ok(None)
     }
 
@@ -104,21 +100,36 @@ impl Tgt {
             None => !target.sessions.is_empty(),
         };
         let right_account = right_secret && target.accounts == [spec.chap_user.as_str()];
+        let mut unbound = false;
         for rule in target.acl.iter().filter(|rule| !right_account || **rule != spec.initiator_iqn) {
             self.unbind_rule(&tid, rule).await?;
+            unbound = true;
         }
         if !right_account {
+            if unbound {
+                self.seen(&spec.iqn, "without a rule", |target| target.acl.is_empty()).await?;
+            }
             for account in &target.accounts {
                 self.delete_account(account, secrets).await?;
             }
             self.new_account(spec, secrets).await?;
             let bind = ["--mode", "account", "--op", "bind", "--tid", &tid, "--user", &spec.chap_user];
             self.tgtadm(&bind).await?;
+            self.seen(&spec.iqn, "with its account", |target| target.accounts == [spec.chap_user.as_str()]).await?;
         }
         if !right_account || !target.acl.contains(&spec.initiator_iqn) {
             self.tgtadm(&["--mode", "target", "--op", "bind", "--tid", &tid, "-Q", &spec.initiator_iqn]).await?;
         }
         Ok(())
+    }
+
+    /// Looks whether a target is as what was just done should have made it.
+    async fn seen(&self, iqn: &str, how: &str, is_so: impl Fn(&Target) -> bool) -> Result<()> {
+        let shown = self.targets().await?;
+        if shown.iter().any(|target| target.name == iqn && is_so(target)) {
+            return Ok(());
+        }
+        Err(DelegateError::retry(format!("tgtd does not show {iqn} {how}")))
     }
 
     async fn new_account(&self, spec: &ExportSpec, secrets: &mut HashMap<String, Secret>) -> Result<()> {
@@ -137,15 +148,11 @@ impl Tgt {
         Ok(())
     }
 
-    /// Deletes a target that nobody is logged in to, and its accounts after it: the other way round it would be open.
-    async fn delete(&self, target: &Target, secrets: &mut HashMap<String, Secret>) -> Result<()> {
+    /// Deletes a target that nobody is logged in to. Its account goes with [`Tgt::settle`].
+    async fn delete(&self, target: &Target) -> Result<()> {
         let tid = target.tid.to_string();
         let gone = self.command(&["--mode", "target", "--op", "delete", "--tid", &tid]).run().await;
-        absent_is_fine(gone, "can't find the target")?;
-        for account in &target.accounts {
-            self.delete_account(account, secrets).await?;
-        }
-        Ok(())
+        absent_is_fine(gone, "can't find the target")
     }
 
     async fn delete_account(&self, user: &str, secrets: &mut HashMap<String, Secret>) -> Result<()> {
@@ -154,18 +161,26 @@ impl Tgt {
         absent_is_fine(gone, "can't find the account")
     }
 
-    /// Accounts outlive their targets when we die between the two deletions. Nobody else makes accounts here, and we make them
-    /// under the lock only.
-    async fn delete_unbound_accounts(&self, secrets: &mut HashMap<String, Secret>) -> Result<()> {
+    /// Deletes the accounts of targets that are gone, after them: the other way round a target would be open to whoever has its
+    /// initiator's name. So it counts twice what is seen, not what was done. Refuses (Retry) when an unwanted target is still
+    /// there. Nobody else makes accounts here, and we make them under the lock only.
+    async fn settle(&self, unwanted: impl Fn(&Target) -> bool, secrets: &mut HashMap<String, Secret>) -> Result<()> {
         let accounts = tgt_show::accounts(&self.tgtadm(&["--mode", "account", "--op", "show"]).await?);
-        if accounts.is_empty() {
-            return Ok(());
+        let bound = |shown: &[Target], user: &String| shown.iter().any(|target| target.accounts.contains(user));
+        let mut shown = self.targets().await?;
+        let unbound: Vec<&String> = accounts.iter().filter(|user| !bound(&shown, user)).collect();
+        if !unbound.is_empty() {
+            shown.extend(self.targets().await?);
         }
-        let shown = self.targets().await?;
-        for account in accounts.iter().filter(|user| !shown.iter().any(|target| target.accounts.contains(user))) {
+        for account in unbound.into_iter().filter(|user| !bound(&shown, user)) {
             self.delete_account(account, secrets).await?;
         }
-        Ok(())
+        match shown.iter().find(|target| unwanted(target)) {
+            Some(target) => {
+                Err(DelegateError::retry(format!("tgtd has not deleted {} as it was told to", target.name)))
+            }
+            None => Ok(()),
+        }
     }
 
     async fn unbind_rule(&self, tid: &str, rule: &str) -> Result<()> {
@@ -186,7 +201,7 @@ impl Tgt {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        Command::new("tgtadm")
+        Command::new(&self.config.tgtadm.to_string_lossy())
             .env("TGT_IPC_SOCKET", self.config.socket_dir.join("ipc"))
             .args(["-C", &self.config.control_port.to_string(), "--lld", "iscsi"])
             .args(args)
@@ -207,13 +222,21 @@ impl TargetDriver for Tgt {
             .ok_or_else(|| DelegateError::fatal(format!("tgtadm cannot be given the path {}", path.display())))?;
         let mut secrets = self.secrets.lock().await;
         let shown = self.targets().await?;
-        let unwanted = |other: &&Target| other.name != spec.iqn && !spec.is_beside(&other.name);
-        for other in of_volume(&shown, &spec.volume).filter(unwanted) {
-            refuse_while_in_use(other)?;
-            self.delete(other, &mut secrets).await?;
+        let unwanted = |other: &Target| {
+            volume_of(&other.name).as_ref() == Some(&spec.volume)
+                && other.name != spec.iqn
+                && !spec.is_beside(&other.name)
+        };
+        let others: Vec<&Target> = shown.iter().filter(|other| unwanted(other)).collect();
+        if !others.is_empty() {
+            for other in others {
+                refuse_while_in_use(other)?;
+                self.delete(other).await?;
+            }
+            self.settle(unwanted, &mut secrets).await?;
         }
         let target = match shown.iter().find(|target| target.name == spec.iqn) {
-            Some(target) => self.sound(target, spec, path, &mut secrets).await?,
+            Some(target) => self.sound(target, spec, path).await?,
             None => None,
         };
         let target = if let Some(target) = target {
@@ -236,12 +259,14 @@ impl TargetDriver for Tgt {
         loop {
             let mut secrets = self.secrets.lock().await;
             let shown = self.targets().await?;
-            let unwanted = || of_volume(&shown, volume).filter(|target| !but.contains(&target.name));
-            let Some(refusal) = unwanted().find_map(|target| refuse_while_in_use(target).err()) else {
-                for target in unwanted() {
-                    self.delete(target, &mut secrets).await?;
+            let unwanted =
+                |target: &Target| volume_of(&target.name).as_ref() == Some(volume) && !but.contains(&target.name);
+            let found: Vec<&Target> = shown.iter().filter(|target| unwanted(target)).collect();
+            let Some(refusal) = found.iter().find_map(|target| refuse_while_in_use(target).err()) else {
+                for target in found {
+                    self.delete(target).await?;
                 }
-                return self.delete_unbound_accounts(&mut secrets).await;
+                return self.settle(unwanted, &mut secrets).await;
             };
             drop(secrets);
             if Instant::now() >= patience {
@@ -266,10 +291,6 @@ impl TargetDriver for Tgt {
         };
         Ok(shown.into_iter().filter_map(export).collect())
     }
-}
-
-fn of_volume<'a>(shown: &'a [Target], volume: &'a VolumeId) -> impl Iterator<Item = &'a Target> {
-    shown.iter().filter(move |target| volume_of(&target.name).as_ref() == Some(volume))
 }
 
 fn refuse_while_in_use(target: &Target) -> Result<()> {

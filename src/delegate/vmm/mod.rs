@@ -6,9 +6,11 @@
 mod blocks;
 #[cfg(test)]
 mod fake;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzzing;
 mod kept;
 mod machines;
-mod open_iscsi;
+pub(in crate::delegate) mod open_iscsi;
 mod pause;
 pub mod qemu;
 pub mod qmp;

@@ -98,19 +98,10 @@ impl Qmp {
             Ok(Ok(())) => {}
         }
         loop {
-            let mut answer = self.line(end, command).await?;
-            if answer.get("id") != Some(&json!(id)) {
-                // An event. An error about text that QEMU could not read has no id either.
-                if answer.get("event").is_some() {
-                    continue;
-                }
-                return Err(QmpError::Broken(format!("{command}: an answer to something else")));
+            let answer = self.line(end, command).await?;
+            if let Some(returned) = returned(command, id, answer)? {
+                return Ok(returned);
             }
-            if let Some(error) = answer.get("error") {
-                let text = error.get("desc").and_then(Value::as_str).unwrap_or("no reason given");
-                return Err(QmpError::Refused { command: command.into(), text: text.to_owned() });
-            }
-            return Ok(answer.get_mut("return").map(Value::take).unwrap_or_default());
         }
     }
 
@@ -125,6 +116,22 @@ impl Qmp {
                 .map_err(|e| QmpError::Broken(format!("{what}: an answer is no JSON: {e}"))),
         }
     }
+}
+
+/// What a command returns by this answer; `None` when it is an event, and the answer is still to come.
+pub(super) fn returned(command: &str, id: u64, mut answer: Value) -> Result<Option<Value>, QmpError> {
+    if answer.get("id") != Some(&json!(id)) {
+        // An error about text that QEMU could not read has no id either.
+        if answer.get("event").is_some() {
+            return Ok(None);
+        }
+        return Err(QmpError::Broken(format!("{command}: an answer to something else")));
+    }
+    if let Some(error) = answer.get("error") {
+        let text = error.get("desc").and_then(Value::as_str).unwrap_or("no reason given");
+        return Err(QmpError::Refused { command: command.into(), text: text.to_owned() });
+    }
+    Ok(Some(answer.get_mut("return").map(Value::take).unwrap_or_default()))
 }
 
 #[cfg(test)]

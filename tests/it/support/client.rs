@@ -27,6 +27,11 @@ pub struct Answer {
 impl Client {
     /// Calls an action with these parameters.
     pub async fn call(&self, action: &str, parameters: &[(&str, &str)]) -> Answer {
+        send(self.address, self.signed(action, parameters)).await
+    }
+
+    /// The request that calls an action.
+    pub fn signed(&self, action: &str, parameters: &[(&str, &str)]) -> Request<Full<Bytes>> {
         let mut form = form_urlencoded(&[("Action", action), ("Version", "2016-11-15")]);
         if !parameters.is_empty() {
             form.push('&');
@@ -53,7 +58,7 @@ impl Client {
         for (name, value) in signed {
             request = request.header(name, value);
         }
-        send(self.address, request.body(Full::new(Bytes::from(form))).unwrap()).await
+        request.body(Full::new(Bytes::from(form))).unwrap()
     }
 
     /// Calls an action that must succeed.

@@ -1,13 +1,14 @@
 //! An IET of a test's own: the double of `ietadm`, and what ietd does at a log-in.
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-use std::sync::LazyLock;
 
 use tempfile::TempDir;
 use vbs::config;
 use vbs::delegate::ExportSpec;
+
+use super::example;
 
 #[path = "ietadm.rs"]
 #[expect(dead_code, reason = "its main is the program's")]
@@ -35,7 +36,7 @@ impl Iet {
     /// Starts one, without a file that says who may log in.
     pub fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        std::os::unix::fs::symlink(double(), dir.path().join("ietadm")).unwrap();
+        std::os::unix::fs::symlink(example::built("ietadm-double"), dir.path().join("ietadm")).unwrap();
         State { running: true, ..State::default() }.write(dir.path());
         Self { dir, portal: TcpListener::bind("127.0.0.1:0").unwrap() }
     }
@@ -125,28 +126,6 @@ impl Iet {
             (allowed, None) => allowed.unwrap_or(true),
         }
     }
-}
-
-/// The program, an example of the crate: `cargo test` builds it, and `cargo test --test it` does not, unless there is none.
-fn double() -> &'static Path {
-    static BUILT: LazyLock<PathBuf> = LazyLock::new(|| {
-        let own = std::env::current_exe().unwrap();
-        let built = own.ancestors().nth(2).unwrap().join("examples/ietadm-double");
-        if !built.exists() {
-            let mut cargo = Command::new(env!("CARGO"));
-            cargo.args(["build", "--quiet", "--locked", "--example", "ietadm-double"]);
-            // What cargo tells of this crate would have others be built anew.
-            for (name, _) in std::env::vars_os() {
-                if name.to_string_lossy().starts_with("CARGO_PKG_") || name == "CARGO_MANIFEST_DIR" {
-                    cargo.env_remove(name);
-                }
-            }
-            assert!(cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap().success());
-        }
-        assert!(built.exists(), "there is no {}: run cargo build --examples", built.display());
-        built
-    });
-    &BUILT
 }
 
 /// As much of regular expressions as the driver uses.

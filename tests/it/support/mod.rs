@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod client;
 pub mod cloud;
+pub mod example;
 pub mod iet;
 pub mod kernel;
 pub mod postgres;

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use vbs::config;
 
+use super::example;
+
 /// A running tgtd, and the directory of its control socket.
 pub struct Tgtd {
     dir: TempDir,
@@ -16,12 +18,17 @@ pub struct Tgtd {
 }
 
 impl Tgtd {
-    /// Starts one and waits until it takes connections.
+    /// Starts one and waits until it takes connections. A tgtd whose port somebody else has got meanwhile runs on without it.
     pub fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let portal = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let child = spawn(&dir, portal);
-        Self { dir, portal, child }
+        loop {
+            let dir = tempfile::tempdir().unwrap();
+            let portal = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+            let child = spawn(&dir, portal);
+            let tgtd = Self { dir, portal, child };
+            if tgtd.tgtadm(&["--mode", "portal", "--op", "show"]).contains(&portal.to_string()) {
+                return tgtd;
+            }
+        }
     }
 
     /// Kills it, so that it forgets all it had, and starts it again at the same address.
@@ -38,7 +45,8 @@ impl Tgtd {
 
     /// What a storage node's configuration says of it.
     pub fn config(&self) -> config::Tgt {
-        config::Tgt { socket_dir: self.dir.path().to_owned(), control_port: 1, portal: self.portal }
+        let (socket_dir, tgtadm) = (self.dir.path().to_owned(), "tgtadm".into());
+        config::Tgt { socket_dir, control_port: 1, portal: self.portal, tgtadm }
     }
 
     /// A storage node of files that it serves.
@@ -54,6 +62,47 @@ impl Tgtd {
         let output = command.output().unwrap();
         assert!(output.status.success(), "{command:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+/// A `tgtadm` that goes wrong as it is told (`tgtadm.rs`).
+pub struct Shim(TempDir);
+
+impl Shim {
+    /// One that does what the real one does.
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(example::built("tgtadm-shim"), dir.path().join("tgtadm")).unwrap();
+        Self(dir)
+    }
+
+    /// What a storage node's configuration calls.
+    pub fn program(&self) -> PathBuf {
+        self.0.path().join("tgtadm")
+    }
+
+    /// After so many commands from now one goes wrong; or none.
+    pub fn plan(&self, fault: Option<(usize, &str)>) {
+        let path = self.0.path().join("plan");
+        match fault {
+            Some((skip, kind)) => std::fs::write(path, format!("{skip} {kind}")).unwrap(),
+            None => drop(std::fs::remove_file(path)),
+        }
+    }
+
+    /// Whether what was planned has not come.
+    pub fn is_pending(&self) -> bool {
+        self.0.path().join("plan").exists()
+    }
+
+    /// Begins to count anew.
+    pub fn forget_calls(&self) {
+        std::fs::remove_file(self.0.path().join("calls")).unwrap();
+    }
+
+    /// The commands so far: mode and operation of each.
+    pub fn calls(&self) -> Vec<String> {
+        std::fs::read_to_string(self.0.path().join("calls")).unwrap().lines().map(str::to_owned).collect()
     }
 }
 

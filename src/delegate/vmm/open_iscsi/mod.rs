@@ -37,6 +37,8 @@ use crate::delegate::command::{Command, Failure};
 use crate::delegate::{ConnectSpec, DelegateError, ExportSpec, MachineRef, Result, target};
 use crate::ids::VolumeId;
 
+#[cfg(any(test, fuzzing))]
+pub(in crate::delegate) mod fuzzing;
 mod record;
 mod revive;
 pub(super) mod sysfs;

@@ -54,7 +54,7 @@ fn replace(path: &Path, settings: &[(&str, &str)]) -> std::io::Result<()> {
 }
 
 /// The record with these settings in the place of what it had.
-fn with(record: &str, settings: &[(&str, &str)]) -> String {
+pub(super) fn with(record: &str, settings: &[(&str, &str)]) -> String {
     let is_set = |line: &str| {
         line.split_once('=').is_some_and(|(name, _)| settings.iter().any(|(setting, _)| *setting == name.trim()))
     };

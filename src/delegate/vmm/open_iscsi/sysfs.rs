@@ -242,7 +242,7 @@ fn read_unit(dir: PathBuf) -> Unit {
 
 /// Reads the unit serial number page (SPC-5, section 7.7.18): a header of four bytes, the last two the length of what
 /// follows. Targets pad it with NULs (LIO) or blanks (tgt).
-fn serial(page: &[u8]) -> Option<String> {
+pub(super) fn serial(page: &[u8]) -> Option<String> {
     let ([_, 0x80, high, low], rest) = page.split_first_chunk::<4>()? else { return None };
     let length = usize::from(u16::from_be_bytes([*high, *low])).min(rest.len());
     let text = std::str::from_utf8(&rest[..length]).ok()?;
@@ -250,13 +250,13 @@ fn serial(page: &[u8]) -> Option<String> {
 }
 
 /// `HOST:CHANNEL:TARGET:LUN`
-fn is_hctl(name: &str) -> bool {
+pub(super) fn is_hctl(name: &str) -> bool {
     let parts: Vec<&str> = name.split(':').collect();
     parts.len() == 4 && parts.iter().all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()))
 }
 
 /// `MAJOR:MINOR`
-fn number(text: &str) -> Option<(u32, u32)> {
+pub(super) fn number(text: &str) -> Option<(u32, u32)> {
     let (major, minor) = text.split_once(':')?;
     Some((major.parse().ok()?, minor.parse().ok()?))
 }

@@ -38,6 +38,8 @@ use crate::delegate::{
     VmmDelegate, VmmObservation, data_dir, target,
 };
 
+#[cfg(any(test, fuzzing))]
+pub(in crate::delegate) mod fuzzing;
 mod names;
 mod store;
 #[cfg(test)]

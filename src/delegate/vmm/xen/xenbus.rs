@@ -111,7 +111,7 @@ async fn note(store: &mut Store, asks: Vec<Ask>, stream: &mut UnixStream) -> std
 }
 
 /// The children that are numbers, as those of machines, processors and disks are.
-fn numbers(children: &[u8]) -> Vec<u32> {
+pub(super) fn numbers(children: &[u8]) -> Vec<u32> {
     children.split(|byte| *byte == 0).filter_map(|name| std::str::from_utf8(name).ok()?.parse().ok()).collect()
 }
 
@@ -143,7 +143,7 @@ async fn ask(stream: &mut UnixStream, asks: &[Ask]) -> std::io::Result<Vec<Optio
     Ok(answers)
 }
 
-async fn answer(from: &mut (impl AsyncReadExt + Unpin), number: u32) -> std::io::Result<Option<Vec<u8>>> {
+pub(super) async fn answer(from: &mut (impl AsyncReadExt + Unpin), number: u32) -> std::io::Result<Option<Vec<u8>>> {
     let mut header = [0; 16];
     from.read_exact(&mut header).await?;
     let (words, _) = header.as_chunks::<4>();

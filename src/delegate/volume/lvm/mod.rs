@@ -27,6 +27,8 @@ use crate::ids::{SnapshotId, VolumeId};
 mod copy_out;
 #[cfg(test)]
 mod double;
+#[cfg(any(test, fuzzing))]
+pub(in crate::delegate) mod fuzzing;
 mod group;
 pub(super) mod raw;
 mod report;

@@ -184,7 +184,12 @@ fn lv(row: &Value) -> Result<Lv, String> {
         pool: text(row, "pool_lv")?.to_owned(),
         data_percent: percent(row, "data_percent"),
         metadata_percent: percent(row, "metadata_percent"),
-        tags: text(row, "lv_tags")?.split(',').filter(|tag| !tag.is_empty()).map(str::to_owned).collect(),
+        tags: text(row, "lv_tags")?
+            .split(',')
+            .map(str::trim)
+            .filter(|tag| !tag.is_empty())
+            .map(str::to_owned)
+            .collect(),
         device: number("lv_kernel_major").zip(number("lv_kernel_minor")),
         name,
     })
