@@ -306,8 +306,10 @@ impl Gate {
                 Answer::Nothing
             }
             Strike::Twice => {
-                done(copy(&request)).await;
-                Answer::Http(done(request).await)
+                let answer = done(copy(&request)).await;
+                // The node knows that it had this one before.
+                done(request).await;
+                Answer::Http(answer)
             }
             Strike::Held => self.hold(service, Some(request), None).await,
             Strike::DoneThenHeld => {
