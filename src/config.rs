@@ -87,7 +87,7 @@ pub struct Server {
     pub tls_cert: Option<PathBuf>,
     /// A PEM file with the private key.
     pub tls_key: Option<PathBuf>,
-    /// The most connections served at once; more wait in the listen queue.
+    /// The most connections at once. For one more, one is ended that waits for its client, of the address that has most of them.
     pub max_connections: usize,
     /// Seconds a client may take to send a request's headers, or its body.
     #[serde(deserialize_with = "seconds")]

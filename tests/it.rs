@@ -38,8 +38,6 @@ mod delegate_contract;
 mod dev;
 #[path = "it/docs.rs"]
 mod docs;
-#[path = "it/hostile_connections.rs"]
-mod hostile_connections;
 #[path = "it/layers.rs"]
 mod layers;
 #[path = "it/master_key.rs"]
