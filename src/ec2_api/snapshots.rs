@@ -111,8 +111,8 @@ where
     F: Future<Output = db::Result<bool>>,
 {
     let cut = async {
-        // Whether it can be asked or not, the snapshot is accepted, and the answer must say so.
-        while !is_cut().await.unwrap_or(true) {
+        // A database that does not answer has not said that it is cut.
+        while !is_cut().await.unwrap_or(false) {
             tokio::time::sleep(CUT_POLL).await;
         }
     };

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
+use diesel_async::RunQueryDsl;
+use vbs::db;
+use vbs::delegate::SnapshotMethod;
 use vbs::delegate::sim::{Fault, FaultKind};
+use vbs::ids::{SnapshotId, VolumeId};
 
 use crate::support::cloud::Cloud;
 
@@ -51,6 +55,30 @@ async fn a_snapshot_is_answered_and_described_with_the_elements_clients_need() {
         );
     }
     assert_eq!(cloud.client.fails("DescribeSnapshots", &[("Owner.1", "foo")]).await.0, "InvalidUserID.Malformed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_is_not_answered_before_it_is_cut_also_when_postgres_breaks_off_meanwhile() {
+    let cloud = Cloud::start_with("workers = { lease_s = 1, poll_s = 1 }").await;
+    cloud.sim.set_snapshot_method(SnapshotMethod::Atomic);
+    let volume = cloud.volume().await;
+    cloud.attach(&volume, &cloud.instances().await[0], "/dev/sdf").await;
+    let id = VolumeId::parse(&volume).unwrap();
+    let before = cloud.sim.guest_writes("vm-1", &id);
+    cloud.sim.push_fault(Fault::once("ensure_snapshot", FaultKind::Hang(Duration::from_secs(2))));
+    let breaking = async {
+        cloud.until("begun", async || cloud.sim.calls("ensure_snapshot") == 1).await;
+        let mut own = db::connect(&cloud.context.database_url).await.unwrap();
+        let others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                      WHERE datname = current_database() AND pid <> pg_backend_pid()";
+        diesel::sql_query(others).execute(&mut own).await.unwrap();
+    };
+    let parameters = [("VolumeId", volume.as_str())];
+    let (answer, ()) = tokio::join!(cloud.client.ok("CreateSnapshot", &parameters), breaking);
+    assert!(cloud.sim.guest_writes("vm-1", &id) > before);
+    let snapshot = answer.text("snapshotId");
+    cloud.snapshot_becomes(&snapshot, "completed").await;
+    assert_eq!(cloud.sim.snapshot_content(&SnapshotId::parse(&snapshot).unwrap()), before);
 }
 
 #[tokio::test(flavor = "multi_thread")]
