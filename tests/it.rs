@@ -18,6 +18,8 @@ mod api_multi_attach;
 mod api_pages;
 #[path = "it/api_quotas.rs"]
 mod api_quotas;
+#[path = "it/api_signed.rs"]
+mod api_signed;
 #[path = "it/api_snapshot_copies.rs"]
 mod api_snapshot_copies;
 #[path = "it/api_snapshot_sets.rs"]
@@ -38,6 +40,8 @@ mod delegate_contract;
 mod dev;
 #[path = "it/docs.rs"]
 mod docs;
+#[path = "it/hostile_connections.rs"]
+mod hostile_connections;
 #[path = "it/layers.rs"]
 mod layers;
 #[path = "it/master_key.rs"]
