@@ -265,9 +265,10 @@ async fn a_newcomer_takes_the_place_of_a_client_that_only_holds_it() {
 #[tokio::test]
 async fn who_is_served_keeps_the_place_until_the_answer_is_sent() {
     let running = run(config::Server { max_connections: 1, idle_timeout_s: 600, read_timeout_s: 600, ..quick() });
-    let (mut first, mut second) = (connect(&running).await, connect(&running).await);
+    let mut first = connect(&running).await;
     first.write_all(b"GET /wait HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
     running.handler.arrived.notified().await;
+    let mut second = connect(&running).await;
     second.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
     assert!(tokio::time::timeout(Duration::from_millis(200), second.fill_buf()).await.is_err());
     running.handler.go.notify_one();
