@@ -65,7 +65,7 @@ pub(super) struct Place {
 impl Crowd {
     pub(super) fn new(places: usize, limits: Limits) -> Arc<Self> {
         let places = Arc::new(Semaphore::new(places.clamp(1, Semaphore::MAX_PERMITS)));
-        let (large_bodies, at_once) = (Semaphore::new(LARGE_BODIES), (places.available_permits() / 64).max(1));
+        let (large_bodies, at_once) = (Semaphore::new(LARGE_BODIES), (places.available_permits() / 8).max(1));
         Arc::new(Self { places, large_bodies, limits, at_once, members: Mutex::default() })
     }
 

@@ -114,7 +114,7 @@ pub(super) trait OfKind {
 }
 
 /// The kinds of workflow that this program runs, by the names of their files. One that is not here is not run.
-const KINDS: [&str; 11] = [
+const KINDS: [&str; 12] = [
     "create_volume",
     "delete_volume",
     "modify_volume",
@@ -126,6 +126,7 @@ const KINDS: [&str; 11] = [
     "create_snapshots",
     "delete_snapshot",
     "repair_volume",
+    "audit",
 ];
 
 /// Every kind of workflow, by its name. `None`: this program knows no such kind.

@@ -135,8 +135,10 @@ impl Workflow for ModifyVolume {
         match step {
             Step::Show => Ok(()),
             Step::Grow if self.row(run).await?.state != ModificationState::Modifying => Ok(()),
+            // Only a refusal ends it. A call without an answer may still be on its way, and is tried again under a newer
+            // generation, after which it comes too late.
             Step::Grow => match self.grow(run).await {
-                Err(StepError::Fail(_) | StepError::Retry(_)) => self.look(run).await,
+                Err(StepError::Fail(_)) => self.look(run).await,
                 other => other,
             },
         }

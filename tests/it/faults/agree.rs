@@ -15,31 +15,30 @@ pub async fn differences(stage: &Stage) -> Vec<String> {
     let volumes = "SELECT id, node, size_gib, state, coalesce(state_reason, '') FROM volumes WHERE state <> 'deleted'";
     let mut wrong = Vec::new();
     for row in stage.rows(volumes).await {
-        let (id, node, size, state, reason): (String, String, i32, String, String) =
+        let (id, node, size, is, reason): (String, String, i32, String, String) =
             (row.get(0), row.get(1), row.get(2), row.get(3), row.get(4));
-        match &*state {
+        match &*is {
             "available" | "in-use" => drop(rows.insert(format!("{node} has {id} of {size} GiB"))),
             "error" if !reason.is_empty() => {}
-            _ => wrong.push(format!("{id} is {state}, and it says {reason:?}")),
+            _ => wrong.push(format!("{id} is {is}, and it says {reason:?}")),
         }
     }
     for row in stage.rows("SELECT id, node, state, coalesce(state_reason, '') FROM snapshots").await {
-        let (id, node, state, reason): (String, String, String, String) =
-            (row.get(0), row.get(1), row.get(2), row.get(3));
-        match &*state {
+        let (id, node, is, reason): (String, String, String, String) = (row.get(0), row.get(1), row.get(2), row.get(3));
+        match &*is {
             "completed" => drop(rows.insert(format!("{node} has {id}"))),
             "error" if !reason.is_empty() => {}
-            _ => wrong.push(format!("{id} is {state}, and it says {reason:?}")),
+            _ => wrong.push(format!("{id} is {is}, and it says {reason:?}")),
         }
     }
     let attachments = "SELECT a.iqn, a.state, v.node, i.node, i.machine, v.state FROM attachments a \
                        JOIN volumes v ON v.id = a.volume_id JOIN instances i ON i.id = a.instance_id \
                        WHERE a.state <> 'detached'";
     for row in stage.rows(attachments).await {
-        let (iqn, state, storage, vmm, machine, volume): (String, String, String, String, String, String) =
+        let (iqn, is, storage, vmm, machine, volume): (String, String, String, String, String, String) =
             (row.get(0), row.get(1), row.get(2), row.get(3), row.get(4), row.get(5));
-        if (&*state, &*volume) != ("attached", "in-use") {
-            wrong.push(format!("an attachment is {state}, its volume {volume}"));
+        if (&*is, &*volume) != ("attached", "in-use") {
+            wrong.push(format!("an attachment is {is}, its volume {volume}"));
         }
         rows.insert(format!("{storage} exports {iqn}"));
         rows.insert(format!("{machine} on {vmm} has {iqn} as a disk"));

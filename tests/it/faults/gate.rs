@@ -265,16 +265,13 @@ impl Gate {
     async fn point(&self, verb: &str, body: &[u8]) -> Option<Point> {
         let watched = self.state().watched;
         let body: Value = serde_json::from_slice(body).unwrap_or_default();
-        let rows = match body["generation"].as_i64() {
-            Some(generation) => {
-                let whose = "SELECT kind, direction, step FROM workflows WHERE lease_generation = $1";
-                self.rows.query(whose, &[&generation]).await
-            }
-            None => {
-                let live = "SELECT kind, direction, step FROM workflows \
-                            WHERE kind = $1 AND finished_at IS NULL AND lease_owner IS NOT NULL LIMIT 1";
-                self.rows.query(live, &[&watched]).await
-            }
+        let rows = if let Some(generation) = body["generation"].as_i64() {
+            let whose = "SELECT kind, direction, step FROM workflows WHERE lease_generation = $1";
+            self.rows.query(whose, &[&generation]).await
+        } else {
+            let live = "SELECT kind, direction, step FROM workflows \
+                        WHERE kind = $1 AND finished_at IS NULL AND lease_owner IS NOT NULL LIMIT 1";
+            self.rows.query(live, &[&watched]).await
         };
         let row = rows.first()?;
         let backward = row.get::<_, String>(1) == "backward";

@@ -165,7 +165,7 @@ async fn killed(scene: Scene, backward: bool) -> Played {
             match caught(case).await {
                 Ok(successor) => helper = Some(successor),
                 Err(words) => {
-                    played.failures.push(format!("{scene:?}, {point:?}, turned at {turn:?}, {kill:?}: {words}"))
+                    played.failures.push(format!("{scene:?}, {point:?}, turned at {turn:?}, {kill:?}: {words}"));
                 }
             }
             played.table.add(&point, &kill);
