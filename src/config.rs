@@ -95,7 +95,11 @@ pub struct Server {
     /// Seconds a connection may stay open between requests.
     #[serde(deserialize_with = "seconds")]
     pub idle_timeout_s: u64,
-    /// Seconds that requests in flight get to finish at SIGTERM.
+    /// Seconds for which a gateway serves on after SIGTERM while `/readyz` says that it will not for long: balancers need that
+    /// time to send their clients elsewhere.
+    #[serde(deserialize_with = "seconds")]
+    pub drain_s: u64,
+    /// Seconds that requests in flight get to finish then.
     #[serde(deserialize_with = "seconds")]
     pub grace_s: u64,
 }
@@ -109,6 +113,7 @@ impl Default for Server {
             max_connections: 2048,
             read_timeout_s: 20,
             idle_timeout_s: 75,
+            drain_s: 0,
             grace_s: 20,
         }
     }
@@ -183,7 +188,7 @@ impl Default for Quotas {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Workers {
-    /// The most workflows one gateway runs at once; 0 makes a gateway that only answers.
+    /// The most workflows one gateway runs at once of those that need the same nodes; 0 makes a gateway that only answers.
     pub concurrency: usize,
     /// Seconds a claimed workflow stays a worker's own without a sign of life.
     #[serde(deserialize_with = "seconds")]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use hyper::StatusCode;
 use hyper::header::{ALLOW, HeaderValue};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -92,7 +93,8 @@ impl Gateway {
             owner: format!("gateway-{}", uuid::Uuid::new_v4()),
             wake,
         };
-        Ok(Self { config, context: Arc::new(context), front: Arc::new(Front { api, pool }) })
+        let front = Front { api, pool, stopping: CancellationToken::new() };
+        Ok(Self { config, context: Arc::new(context), front: Arc::new(front) })
     }
 
     /// What the workers of this gateway work with.
@@ -103,12 +105,18 @@ impl Gateway {
     /// Serves until `stop`. Dropped, it ends where it stands, as a crash would end it.
     pub async fn run(self, listener: TcpListener, stop: CancellationToken) -> Result<(), GatewayError> {
         info!(address = %listener.local_addr()?, "serving");
+        make_room(&self.config);
         // The workers go on while the last requests are finished, which may still enqueue work.
         let served = CancellationToken::new();
         let workers = AbortOnDropHandle::new(tokio::spawn(workers::run(self.context.clone(), served.clone())));
         let watch = forget_changed_keys(self.context.database_url.clone(), self.front.clone());
         let _keys = AbortOnDropHandle::new(tokio::spawn(watch));
-        let done = server::serve(&self.config.gateway.server, listener, self.front, stop.cancelled()).await;
+        let stopping = self.front.stopping.clone();
+        let shutdown = async {
+            stop.cancelled().await;
+            stopping.cancel();
+        };
+        let done = server::serve(&self.config.gateway.server, listener, self.front, shutdown).await;
         served.cancel();
         if workers.await.is_err() {
             warn!("the workers ended by a panic");
@@ -121,6 +129,8 @@ impl Gateway {
 struct Front {
     api: Api,
     pool: Pool,
+    /// Cancelled when this gateway shall get no new clients.
+    stopping: CancellationToken,
 }
 
 impl Handler for Front {
@@ -159,8 +169,11 @@ impl Handler for Front {
 }
 
 impl Front {
-    /// Ready: the database answers, and has every migration this program knows.
+    /// Ready: the database answers, has every migration this program knows, and the gateway is not about to stop.
     async fn ready(&self) -> Response {
+        if self.stopping.is_cancelled() {
+            return plain(StatusCode::SERVICE_UNAVAILABLE, "stopping");
+        }
         let current = async { db::is_current(&mut *self.pool.get().await?).await };
         match current.await {
             Ok(true) => plain(StatusCode::OK, "ready"),
@@ -170,6 +183,25 @@ impl Front {
                 plain(StatusCode::SERVICE_UNAVAILABLE, "the database does not answer")
             }
         }
+    }
+}
+
+/// Lets this process have as many files open as its connections may be; the usual limit is 1,024.
+fn make_room(config: &Config) {
+    /// For nodes, logs and whatever else.
+    const BESIDE: usize = 1024;
+    let wanted = (config.gateway.server.max_connections + config.database.pool + BESIDE) as u64;
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= wanted) {
+        return;
+    }
+    let current = limit.maximum.map_or(wanted, |maximum| maximum.min(wanted));
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(current), ..limit });
+    if raised.is_err() || current < wanted {
+        warn!(
+            wanted,
+            "fewer files may be open at once than connections are allowed: raise the limit, or lower max_connections"
+        );
     }
 }
 

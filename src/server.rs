@@ -146,6 +146,17 @@ pub enum ServerError {
     Tls(String),
 }
 
+/// How far the server is on its way to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Not on it.
+    Serving,
+    /// Every answer is the last one of its connection.
+    Draining,
+    /// No further request is read.
+    Stopped,
+}
+
 /// The times a connection is held to.
 #[derive(Debug, Clone, Copy)]
 struct Limits {
@@ -166,8 +177,9 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Serves connections until `shutdown` is ready; then accepts no more, lets the requests in flight finish for at most
-/// `grace_s` seconds, and returns. Dropped, it ends all its connections at once.
+/// Serves connections until `shutdown` is ready, and then for `drain_s` seconds more, in which each answer asks its client to
+/// connect anew the next time; then accepts no more, lets the requests in flight finish for at most `grace_s` seconds, and
+/// returns. Dropped, it ends all its connections at once.
 ///
 /// # Errors
 /// When the certificate or key cannot be used; nothing that happens later ends the server.
@@ -181,25 +193,29 @@ pub async fn serve<H: Handler>(
     let limits =
         Limits { read: Duration::from_secs(config.read_timeout_s), idle: Duration::from_secs(config.idle_timeout_s) };
     let places = Arc::new(Semaphore::new(config.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
-    let (stop, stopped) = watch::channel(false);
+    let (tell, stage) = watch::channel(Stage::Serving);
     let mut connections = JoinSet::new();
-    let mut shutdown = pin!(shutdown);
+    let mut shutdown = pin!(async {
+        shutdown.await;
+        tell.send_replace(Stage::Draining);
+        tokio::time::sleep(Duration::from_secs(config.drain_s)).await;
+    });
     loop {
         tokio::select! {
             biased;
             () = &mut shutdown => break,
             Some(ended) = connections.join_next() => note_panic(ended),
             (stream, peer, place) = next(&listener, &places) => {
-                let (handler, stopped, tls) = (handler.clone(), stopped.clone(), tls.clone());
+                let (handler, stage, tls) = (handler.clone(), stage.clone(), tls.clone());
                 connections.spawn(async move {
-                    start(stream, peer, tls, &*handler, limits, stopped).await;
+                    start(stream, peer, tls, &*handler, limits, stage).await;
                     drop(place);
                 });
             }
         }
     }
     drop(listener);
-    let _ = stop.send(true);
+    tell.send_replace(Stage::Stopped);
     let finish = async {
         while let Some(ended) = connections.join_next().await {
             note_panic(ended);
@@ -234,17 +250,17 @@ async fn start<H: Handler>(
     tls: Option<TlsAcceptor>,
     handler: &H,
     limits: Limits,
-    stopped: watch::Receiver<bool>,
+    stage: watch::Receiver<Stage>,
 ) {
     // Answers are written whole: waiting for more to send along would only delay them.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "cannot set TCP_NODELAY");
     }
     let Some(tls) = tls else {
-        return connection::run(stream, peer, handler, limits, stopped).await;
+        return connection::run(stream, peer, handler, limits, stage).await;
     };
     match tokio::time::timeout(limits.read, tls.accept(stream)).await {
-        Ok(Ok(stream)) => connection::run(stream, peer, handler, limits, stopped).await,
+        Ok(Ok(stream)) => connection::run(stream, peer, handler, limits, stage).await,
         Ok(Err(error)) => tracing::debug!(%peer, %error, "the TLS handshake failed"),
         Err(_) => tracing::debug!(%peer, "the TLS handshake took too long"),
     }

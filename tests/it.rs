@@ -38,6 +38,8 @@ mod delegate_contract;
 mod dev;
 #[path = "it/docs.rs"]
 mod docs;
+#[path = "it/lanes.rs"]
+mod lanes;
 #[path = "it/layers.rs"]
 mod layers;
 #[path = "it/master_key.rs"]

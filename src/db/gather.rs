@@ -121,7 +121,9 @@ impl<B: Batch> Inner<B> {
             Err(error) => {
                 let last = callers.pop();
                 for caller in callers {
-                    let _ = caller.send(Err(Error::Connection(error.to_string())));
+                    let told =
+                        if matches!(error, Error::Busy) { Error::Busy } else { Error::Connection(error.to_string()) };
+                    let _ = caller.send(Err(told));
                 }
                 let _ = last.map(|caller| caller.send(Err(error)));
             }

@@ -3,6 +3,9 @@
 //! A file a table. Functions take a connection, so that a caller can put several into one transaction; none opens one of
 //! its own. Only the database's clock counts: no time of this process is ever written.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
 use deadpool::managed::QueueMode;
 use diesel_async::pooled_connection::deadpool::{Object, Pool as Deadpool};
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
@@ -55,6 +58,9 @@ pub enum Error {
     /// No connection could be had.
     #[error("database connection: {0}")]
     Connection(String),
+    /// The database answers, but more was asked of it than it could do in time.
+    #[error("database: no connection was free within {} s", POOL_TIMEOUT.as_secs())]
+    Busy,
     /// The migrations could not be read or applied.
     #[error("database migrations: {0}")]
     Migration(String),
@@ -69,7 +75,11 @@ const IDLE_IN_TRANSACTION: std::time::Duration = std::time::Duration::from_secs(
 
 /// A bounded pool of connections.
 #[derive(Clone)]
-pub struct Pool(Deadpool<AsyncPgConnection>);
+pub struct Pool {
+    connections: Deadpool<AsyncPgConnection>,
+    /// How many were given out so far.
+    given: Arc<AtomicU64>,
+}
 
 impl Pool {
     /// Makes a pool of at most `size` connections. Opens none yet.
@@ -86,13 +96,20 @@ impl Pool {
             .queue_mode(QueueMode::Lifo)
             .build()
             .map_err(|e| Error::Connection(e.to_string()))?;
-        Ok(Self(pool))
+        Ok(Self { connections: pool, given: Arc::default() })
     }
 
     /// A connection, back in the pool when dropped.
     pub async fn get(&self) -> Result<Object<AsyncPgConnection>> {
-        match tokio::time::timeout(POOL_TIMEOUT, self.0.get()).await {
-            Ok(got) => got.map_err(|e| Error::Connection(e.to_string())),
+        let given = self.given.load(Relaxed);
+        match tokio::time::timeout(POOL_TIMEOUT, self.connections.get()).await {
+            Ok(got) => {
+                let got = got.map_err(|e| Error::Connection(e.to_string()))?;
+                self.given.fetch_add(1, Relaxed);
+                Ok(got)
+            }
+            // Others had their turn meanwhile.
+            Err(_) if self.given.load(Relaxed) != given => Err(Error::Busy),
             Err(_) => Err(Error::Connection(format!("none free within {} s", POOL_TIMEOUT.as_secs()))),
         }
     }

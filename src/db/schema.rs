@@ -173,6 +173,7 @@ diesel::table! {
         created_at -> Timestamptz,
         finished_at -> Nullable<Timestamptz>,
         reason -> Nullable<Text>,
+        lane -> Text,
     }
 }
 

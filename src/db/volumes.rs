@@ -136,8 +136,8 @@ impl Batch for Accept {
             statement
         };
         let statement = statement.sql(
-            "enqueued AS (INSERT INTO workflows (lock_key, volume_id, kind, params) \
-                SELECT made.id, made.id, asked.kind, asked.params::jsonb FROM made JOIN asked USING (id)) \
+            "enqueued AS (INSERT INTO workflows (lock_key, volume_id, lane, kind, params) \
+                SELECT made.id, made.id, made.node, asked.kind, asked.params::jsonb FROM made JOIN asked USING (id)) \
              SELECT id, account_id, zone, node, size_gib, volume_type, iops, throughput, initialization_rate, \
              encrypted, multi_attach, snapshot_id, state, state_reason, created_at FROM made",
         );

@@ -56,6 +56,8 @@ pub struct Workflow {
     pub finished_at: Option<DateTime<Utc>>,
     /// Why it turned back, or was given up.
     pub reason: Option<String>,
+    /// The nodes that it needs, as they were when it was enqueued: workflows of one lane share a gateway's places.
+    pub lane: String,
 }
 
 /// Something that happened to a workflow.
@@ -77,6 +79,12 @@ pub struct Event {
     pub detail: String,
 }
 
+#[diesel::declare_sql_function]
+extern "SQL" {
+    /// The nodes that a workflow with this lock key needs which is about this volume.
+    fn lane_of(key: Text, volume: Text) -> Text;
+}
+
 /// Enqueues a workflow. Fails on the unique index when one is live for the same lock key.
 pub async fn enqueue(conn: &mut Conn, kind: &str, lock_key: &str, volume: &VolumeId, params: &Value) -> Result<()> {
     diesel::insert_into(workflows::table)
@@ -84,6 +92,7 @@ pub async fn enqueue(conn: &mut Conn, kind: &str, lock_key: &str, volume: &Volum
             workflows::kind.eq(kind),
             workflows::lock_key.eq(lock_key),
             workflows::volume_id.eq(volume),
+            workflows::lane.eq(lane_of(lock_key, volume)),
             workflows::params.eq(params),
         ))
         .execute(conn)
@@ -99,6 +108,7 @@ pub async fn enqueue_apart(conn: &mut Conn, kind: &str, lock_key: &str, params: 
             workflows::lock_key.eq(lock_key),
             // A volume of its own, as it were.
             workflows::volume_id.eq(lock_key),
+            workflows::lane.eq(lane_of(lock_key, lock_key)),
             workflows::params.eq(params),
         ))
         .execute(conn)
@@ -109,7 +119,7 @@ pub async fn enqueue_apart(conn: &mut Conn, kind: &str, lock_key: &str, params: 
 /// Gives the live workflow of a lock key a place among those of another volume.
 pub async fn set_volume(conn: &mut Conn, lock_key: &str, volume: &VolumeId) -> Result<()> {
     diesel::update(workflows::table.filter(workflows::lock_key.eq(lock_key).and(workflows::finished_at.is_null())))
-        .set(workflows::volume_id.eq(volume))
+        .set((workflows::volume_id.eq(volume), workflows::lane.eq(lane_of(lock_key, volume))))
         .execute(conn)
         .await?;
     Ok(())
@@ -128,6 +138,7 @@ pub async fn enqueue_if_idle(
             workflows::kind.eq(kind),
             workflows::lock_key.eq(lock_key),
             workflows::volume_id.eq(volume),
+            workflows::lane.eq(lane_of(lock_key, volume)),
             workflows::params.eq(params),
         ))
         .on_conflict_do_nothing()
@@ -136,8 +147,14 @@ pub async fn enqueue_if_idle(
     Ok(rows == 1)
 }
 
-/// Claims up to `limit` workflows that are due and that no older one of the same volume holds up. Each gets a new
-/// generation.
+/// The lanes that have a live workflow: one look into the index for each.
+const LANES: &str = "WITH RECURSIVE lanes (lane) AS (\
+    (SELECT lane FROM workflows WHERE finished_at IS NULL ORDER BY lane LIMIT 1) \
+    UNION ALL SELECT (SELECT w.lane FROM workflows w WHERE w.finished_at IS NULL AND w.lane > lanes.lane \
+        ORDER BY w.lane LIMIT 1) FROM lanes WHERE lanes.lane IS NOT NULL)";
+
+/// Claims workflows that are due and that no older one of the same volume holds up: of each lane up to `most`, or what `room`
+/// says of it. Each gets a new generation.
 ///
 /// Snapshots, and copies of a volume, run beside each other and beside a detach: a guest that holds on to its disk for hours must
 /// not hold up the snapshots of it. A snapshot that is cut, and only being copied or undone, holds up nothing but the deletion of the volume.
@@ -149,15 +166,29 @@ pub async fn enqueue_if_idle(
 ///
 /// The older one is looked for in a subquery with a LIMIT, which Postgres asks once for each candidate, through the index. A
 /// NOT EXISTS it would make a join of all live workflows, for every claim of a few.
-pub async fn claim(conn: &mut Conn, owner: &str, lease_s: i64, limit: i64) -> Result<Vec<Workflow>> {
-    let statement: Statement<workflows::SqlType> = Statement::new("UPDATE workflows SET lease_owner = ")
+pub async fn claim(
+    conn: &mut Conn,
+    owner: &str,
+    lease_s: i64,
+    most: usize,
+    room: &[(&str, usize)],
+) -> Result<Vec<Workflow>> {
+    let statement: Statement<workflows::SqlType> = Statement::new(LANES)
+        .sql(", room AS (SELECT lane, coalesce(room, ")
+        .number(i64::try_from(most).unwrap_or(i64::MAX))
+        .sql(") AS room FROM lanes LEFT JOIN unnest(")
+        .texts(room.iter().map(|(lane, _)| *lane))
+        .sql(", ")
+        .texts(room.iter().map(|(_, room)| room.to_string()))
+        .sql("::bigint[]) AS known (lane, room) USING (lane) WHERE lane IS NOT NULL) UPDATE workflows SET lease_owner = ")
         .text(owner)
         .sql(", lease_until = now() + make_interval(secs => ")
         .fraction(seconds(lease_s))
         .sql(
             "), lease_generation = nextval('lease_generations') \
-             WHERE id = ANY (ARRAY(SELECT id FROM workflows w \
-                WHERE finished_at IS NULL AND not_before <= now() AND (lease_until IS NULL OR lease_until < now()) \
+             WHERE id = ANY (ARRAY(SELECT due.id FROM room, LATERAL (SELECT id FROM workflows w \
+                WHERE w.lane = room.lane \
+                AND finished_at IS NULL AND not_before <= now() AND (lease_until IS NULL OR lease_until < now()) \
                 AND (SELECT true FROM workflows older \
                     WHERE older.volume_id = w.volume_id AND older.finished_at IS NULL AND older.id < w.id \
                     AND 'delete_snapshot' NOT IN (w.kind, older.kind) \
@@ -170,18 +201,17 @@ pub async fn claim(conn: &mut Conn, owner: &str, lease_s: i64, limit: i64) -> Re
                         AND w.kind IN ('attach_volume', 'detach_volume')) \
                         OR (older.kind IN ('attach_volume', 'detach_volume') AND w.kind = 'repair_volume') \
                         OR (older.kind = 'detach_volume' AND w.kind = 'modify_volume'))) LIMIT 1) IS NULL \
-                ORDER BY not_before LIMIT ",
-        )
-        .number(limit)
-        .sql(" FOR UPDATE SKIP LOCKED)) RETURNING *");
+                ORDER BY not_before LIMIT room.room FOR UPDATE SKIP LOCKED) due)) RETURNING *",
+        );
     Ok(statement.load(conn).await?)
 }
 
 /// Milliseconds until the next workflow that nobody holds is due, if there is one.
 pub async fn next_due_ms(conn: &mut Conn) -> Result<Option<i64>> {
-    let statement: Statement<Nullable<BigInt>> = Statement::new(
-        "SELECT ceil(1000 * extract(epoch FROM min(not_before) - now()))::bigint \
-         FROM workflows WHERE finished_at IS NULL AND lease_until IS NULL AND not_before > now()",
+    let statement: Statement<Nullable<BigInt>> = Statement::new(LANES).sql(
+        " SELECT ceil(1000 * extract(epoch FROM min(due.not_before) - now()))::bigint FROM lanes, LATERAL ( \
+            SELECT not_before FROM workflows w WHERE w.lane = lanes.lane AND finished_at IS NULL AND lease_until IS NULL \
+            AND not_before > now() ORDER BY not_before LIMIT 1) due",
     );
     Ok(statement.get_result(conn).await?)
 }

@@ -9,8 +9,9 @@
 //!
 //! Workflows on one volume and on its snapshots are leased apart, and so they are fenced apart: a snapshot's verbs under the
 //! snapshot's id. A snapshot locks its volume too: while it copies, the volume must not be exported to a new writer. Pauses
-//! are not fenced here: several snapshots may pause one volume's guest, each under a generation of its own, and the driver
-//! itself keeps the newest generation of each.
+//! are fenced under the id of the snapshot that they are for: several snapshots may pause one volume's guest, each under a
+//! generation of its own. So a pause that was on its way when its worker was followed by another comes to nothing, also when
+//! the other has long let the guest go on.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -24,9 +25,9 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use super::fence::Fence;
 use super::source::{Grant, Piece, RestoreSpec, SnapshotSource, Summary};
 use super::{
-    ConnectSpec, CopySpec, DelegateError, Detach, DiskSpec, ExportSpec, Generation, Growth, Pause, PauseSpec, Portal,
-    Result, SnapshotMethod, SnapshotReport, SnapshotSpec, StorageObservation, VmmDelegate, VmmObservation,
-    VolumeDelegate, VolumeSpec,
+    ConnectSpec, CopySpec, DelegateError, Detach, DiskSpec, ErrorKind, ExportSpec, Generation, Growth, Pause,
+    PauseSpec, Portal, Result, SnapshotMethod, SnapshotReport, SnapshotSpec, StorageObservation, VmmDelegate,
+    VmmObservation, VolumeDelegate, VolumeSpec,
 };
 use crate::ids::{SnapshotId, VolumeId};
 
@@ -233,13 +234,16 @@ impl<D: VmmDelegate + ?Sized + 'static> VmmDelegate for Guarded<D> {
     async fn ensure_paused(&self, generation: Generation, spec: &PauseSpec) -> Result<()> {
         let own = spec.clone();
         let call = |inner: Arc<D>| async move { inner.ensure_paused(generation, &own).await };
-        self.guarded(None, &[&pause_name(spec)], call).await
+        self.guarded(Some(generation), &[spec.snapshot.as_str(), &pause_name(spec)], call).await
     }
 
     async fn ensure_resumed(&self, generation: Generation, spec: &PauseSpec) -> Result<Pause> {
         let own = spec.clone();
         let call = |inner: Arc<D>| async move { inner.ensure_resumed(generation, &own).await };
-        self.guarded(None, &[&pause_name(spec)], call).await
+        match self.guarded(Some(generation), &[spec.snapshot.as_str(), &pause_name(spec)], call).await {
+            Err(DelegateError { kind: ErrorKind::Stale, .. }) => Ok(Pause::Broken),
+            done => done,
+        }
     }
 
     async fn observe(&self) -> Result<VmmObservation> {

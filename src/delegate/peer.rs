@@ -12,6 +12,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::HOST;
 use hyper::{Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
+use rustix::net::sockopt;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -21,6 +22,13 @@ use super::trust::Trust;
 
 /// For the TCP connection and the TLS handshake.
 const CONNECT: Duration = Duration::from_secs(5);
+/// After so long without a word the node's kernel is asked whether it is still there, and then as often as [`PROBES`] says. A
+/// node that lost its power ends no connection, and the longest calls last for hours.
+const QUIET: Duration = Duration::from_secs(15);
+/// The pause between two such questions.
+const PROBE_PAUSE: Duration = Duration::from_secs(5);
+/// How many may stay unanswered.
+const PROBES: u32 = 3;
 /// Connections kept for the next calls.
 const MOST_IDLE: usize = 8;
 
@@ -122,6 +130,7 @@ impl Peer {
             }
             let stream = TcpStream::connect(may_be.as_slice()).await?;
             stream.set_nodelay(true)?;
+            notice_death(&stream)?;
             match &self.tls {
                 None => handshake(stream).await,
                 Some((connector, name)) => handshake(connector.connect(name.clone(), stream).await?).await,
@@ -142,6 +151,17 @@ impl Peer {
             idle.push(connection);
         }
     }
+}
+
+/// Breaks the connection when the other side's kernel is not there any more.
+fn notice_death(stream: &TcpStream) -> std::io::Result<()> {
+    let unacknowledged = QUIET + PROBE_PAUSE * PROBES;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, QUIET)?;
+    sockopt::set_tcp_keepintvl(stream, PROBE_PAUSE)?;
+    sockopt::set_tcp_keepcnt(stream, PROBES)?;
+    sockopt::set_tcp_user_timeout(stream, u32::try_from(unacknowledged.as_millis()).unwrap_or(u32::MAX))?;
+    Ok(())
 }
 
 async fn handshake(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Result<Connection, Problem> {

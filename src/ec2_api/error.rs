@@ -37,7 +37,12 @@ impl ApiError {
         Self { inside: Some(inside.to_string()), ..Self::new("InternalError", "An internal error has occurred") }
     }
 
-    /// A fault of ours that passes: the database does not answer, or every connection to it is taken.
+    /// More was asked than there is leave or time for.
+    pub fn too_much() -> Self {
+        Self::new("RequestLimitExceeded", "Request limit exceeded.")
+    }
+
+    /// A fault of ours that passes: the database does not answer.
     pub fn unavailable(inside: impl std::fmt::Display) -> Self {
         Self {
             inside: Some(inside.to_string()),
@@ -87,6 +92,8 @@ impl From<db::Error> for ApiError {
         match error {
             db::Error::Query(error) => error.into(),
             db::Error::Connection(_) => Self::unavailable(error),
+            // SDKs come back later for this one, and later still the next time.
+            db::Error::Busy => Self { inside: Some(error.to_string()), ..Self::too_much() },
             db::Error::Migration(_) => Self::internal(error),
         }
     }

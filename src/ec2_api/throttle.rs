@@ -43,7 +43,7 @@ impl Buckets {
         if buckets.take(account, action, bucket, Instant::now()) {
             return Ok(());
         }
-        Err(ApiError::new("RequestLimitExceeded", "Request limit exceeded."))
+        Err(ApiError::too_much())
     }
 
     /// The bucket that the configuration gives an action.

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::exchange::MAX_DISCARDED;
-use super::{Handler, Limits, exchange};
+use super::{Handler, Limits, Stage, exchange};
 
 /// The most bytes a connection buffers, in each direction; headers must fit, and a target alone may have 64 KiB.
 const MAX_BUFFER: usize = 128 << 10;
@@ -190,14 +190,15 @@ pub(super) async fn run<S, H>(
     peer: SocketAddr,
     handler: &H,
     limits: Limits,
-    mut stopped: watch::Receiver<bool>,
+    mut stage: watch::Receiver<Stage>,
 ) where
     S: AsyncRead + AsyncWrite + Unpin,
     H: Handler,
 {
     let clock = &Clock::new(limits);
+    let told = &stage.clone();
     let service = service_fn(move |request| async move {
-        Ok::<_, Infallible>(exchange::run(handler, clock, limits.read, peer, request).await)
+        Ok::<_, Infallible>(exchange::run(handler, clock, limits.read, peer, request, told).await)
     });
     let io = TokioIo::new(Watched { stream, clock, handler, own: None, discarded: 0 });
     // The clock above replaces the header time-out.
@@ -205,7 +206,7 @@ pub(super) async fn run<S, H>(
     http.header_read_timeout(None).max_buf_size(MAX_BUFFER);
     let mut connection = pin!(http.serve_connection(io, service));
     let mut timer = pin!(tokio::time::sleep(limits.read.min(limits.idle)));
-    let mut stop = pin!(async move { stopped.wait_for(|stopped| *stopped).await.is_ok() });
+    let mut stop = pin!(async move { stage.wait_for(|stage| *stage == Stage::Stopped).await.is_ok() });
     let mut stopping = false;
     let ended = poll_fn(|cx| {
         if !stopping && stop.as_mut().poll(cx).is_ready() {

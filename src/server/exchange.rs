@@ -9,10 +9,11 @@ use futures_util::FutureExt;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
 use hyper::header::{CONNECTION, EXPECT, HeaderName, HeaderValue};
+use tokio::sync::watch;
 use tracing::Instrument;
 
 use super::connection::{Clock, Phase};
-use super::{Handler, MAX_BODY, Refusal, Request, Response};
+use super::{Handler, MAX_BODY, Refusal, Request, Response, Stage};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 
@@ -27,6 +28,7 @@ pub(super) async fn run<H: Handler>(
     body_time: Duration,
     peer: SocketAddr,
     request: hyper::Request<Incoming>,
+    stage: &watch::Receiver<Stage>,
 ) -> hyper::Response<Full<Bytes>> {
     clock.enter(Phase::Serving);
     let start = Instant::now();
@@ -55,7 +57,7 @@ pub(super) async fn run<H: Handler>(
             ms = start.elapsed().as_secs_f64() * 1e3,
             "answered"
         );
-        finish(answer, &id, whole)
+        finish(answer, &id, whole && *stage.borrow() == Stage::Serving)
     }
     .instrument(span.clone())
     .await;
@@ -124,13 +126,13 @@ async fn read(mut body: Incoming, client_waits: bool) -> Result<Bytes, Refusal> 
     }
 }
 
-fn finish(answer: Response, id: &str, whole: bool) -> hyper::Response<Full<Bytes>> {
+fn finish(answer: Response, id: &str, keep: bool) -> hyper::Response<Full<Bytes>> {
     let Response { status, mut headers, body } = answer;
     if let Ok(id) = HeaderValue::from_str(id) {
         headers.insert(REQUEST_ID, id);
     }
-    if !whole {
-        // What is left of the request cannot be told from a next one.
+    if !keep {
+        // What is left of a request that was not read cannot be told from a next one; and who drains wants no next one.
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     let mut response = hyper::Response::new(Full::new(body));

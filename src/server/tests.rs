@@ -270,6 +270,31 @@ async fn a_stop_finishes_the_request_in_flight_closes_idle_connections_and_refus
 }
 
 #[tokio::test]
+async fn who_drains_serves_on_and_sends_clients_elsewhere_with_every_answer() {
+    let running = run(config::Server { drain_s: 600, idle_timeout_s: 600, read_timeout_s: 60, ..quick() });
+    let mut kept = connect(&running).await;
+    let (head, _) = ask(&mut kept, "GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    assert!(!head.contains("connection: close"), "{head}");
+    let Running { address, stop, task, .. } = running;
+    stop.send(()).unwrap();
+    let draining = async {
+        loop {
+            let mut fresh = BufReader::new(TcpStream::connect(address).await.unwrap());
+            let (head, _) = ask(&mut fresh, "GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
+            assert!(head.starts_with("http/1.1 200"), "{head}");
+            if head.contains("connection: close") {
+                break;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), draining).await.unwrap();
+    let (head, _) = ask(&mut kept, "GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    assert!(head.starts_with("http/1.1 200") && head.contains("connection: close"), "{head}");
+    assert!(is_closed(&mut kept).await);
+    task.abort();
+}
+
+#[tokio::test]
 async fn a_request_that_outlasts_the_grace_is_broken_off() {
     let running = run(config::Server { grace_s: 1, ..quick() });
     let mut client = connect(&running).await;

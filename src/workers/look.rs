@@ -2,20 +2,30 @@
 //!
 //! The nodes are asked first and the rows looked at afterwards, so that what was being changed meanwhile shows as a workflow
 //! that is live, or has ended since, and is left alone.
+//!
+//! A node that does not answer holds up nothing of the others: what it says late is compared in the look after.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use futures_util::FutureExt;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::warn;
 
 use super::differences::{self, Difference, Remedy, Rows};
 use super::{Context, Nodes, engine};
 use crate::db::{self, Conn, attachments, compare, gone, volumes, workflows};
-use crate::delegate::{StorageObservation, VmmObservation};
+use crate::delegate::{DelegateError, StorageObservation, VmmObservation};
 
 /// The longest a node may take to report.
 const OBSERVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Longer than any node is waited for.
+pub(super) const ALL: Duration = Duration::from_secs(60);
 
 /// How much is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +34,58 @@ pub(super) enum Scope {
     Attached,
     /// Every volume and snapshot too.
     Everything,
+}
+
+/// What the nodes are asked, over one look and the next: each node once at a time.
+#[derive(Default)]
+pub(super) struct Asked {
+    storage: Asking<StorageObservation>,
+    hypervisors: Asking<VmmObservation>,
+}
+
+/// Nodes of one kind that are being asked.
+struct Asking<T> {
+    nodes: BTreeSet<String>,
+    running: JoinSet<Answer<T>>,
+}
+
+/// A node, the database's clock from before it was asked, and what it said.
+type Answer<T> = (String, DateTime<Utc>, Report<T>);
+type Report<T> = Result<crate::delegate::Result<T>, tokio::time::error::Elapsed>;
+
+impl<T> Default for Asking<T> {
+    fn default() -> Self {
+        Self { nodes: BTreeSet::new(), running: JoinSet::new() }
+    }
+}
+
+impl<T: Send + 'static> Asking<T> {
+    /// Asks a node, unless it is being asked.
+    fn ask(
+        &mut self,
+        node: &str,
+        since: DateTime<Utc>,
+        observe: impl Future<Output = crate::delegate::Result<T>> + Send + 'static,
+    ) {
+        if self.nodes.insert(node.to_owned()) {
+            let node = node.to_owned();
+            self.running.spawn(async move {
+                let report = AssertUnwindSafe(tokio::time::timeout(OBSERVE_TIMEOUT, observe)).catch_unwind().await;
+                let broken = |_| Ok(Err(DelegateError::retry("the delegate stopped in its work")));
+                (node, since, report.unwrap_or_else(broken))
+            });
+        }
+    }
+
+    /// What is reported until then.
+    async fn reports(&mut self, until: Instant) -> Vec<Answer<T>> {
+        let mut reports = Vec::new();
+        while let Ok(Some(Ok(answer))) = tokio::time::timeout_at(until, self.running.join_next()).await {
+            self.nodes.remove(&answer.0);
+            reports.push(answer);
+        }
+        reports
+    }
 }
 
 /// What the nodes reported, and why those that did not are missing.
@@ -40,7 +102,7 @@ pub(super) struct Observed {
 /// Looks at everything and changes nothing.
 pub(super) async fn look(context: &Context) -> db::Result<Vec<Difference>> {
     let since = now(context).await?;
-    let observed = observe(&context.nodes).await;
+    let (observed, since) = observe(&context.nodes, &mut Asked::default(), since, ALL).await;
     between(&mut *context.pool.get().await?, &observed, Scope::Everything, since).await
 }
 
@@ -49,40 +111,53 @@ pub(super) async fn now(context: &Context) -> db::Result<DateTime<Utc>> {
     compare::now(&mut *context.pool.get().await?).await
 }
 
-/// Asks every node at once; one that is away holds up nobody for longer than the time-out.
-pub(super) async fn observe(nodes: &Nodes) -> Observed {
-    let storage = nodes
-        .volume
-        .iter()
-        .map(async |(name, node)| (name, tokio::time::timeout(OBSERVE_TIMEOUT, node.delegate.observe()).await));
-    let hypervisors = nodes
-        .vmm
-        .iter()
-        .map(async |(name, node)| (name, tokio::time::timeout(OBSERVE_TIMEOUT, node.delegate.observe()).await));
-    let (storage, hypervisors) =
-        tokio::join!(futures_util::future::join_all(storage), futures_util::future::join_all(hypervisors));
+/// Asks every node at once, and waits so long at most for what they report. Tells since when changes may be missing in it: the
+/// clock `since`, from before, or an earlier one with which a report was asked for that came late.
+pub(super) async fn observe(
+    nodes: &Nodes,
+    asked: &mut Asked,
+    since: DateTime<Utc>,
+    patience: Duration,
+) -> (Observed, DateTime<Utc>) {
+    // First what came late: such a node is asked anew now.
+    let now = Instant::now();
+    let (mut storage, mut hypervisors) = tokio::join!(asked.storage.reports(now), asked.hypervisors.reports(now));
+    for (name, node) in &nodes.volume {
+        let delegate = Arc::clone(&node.delegate);
+        asked.storage.ask(name, since, async move { delegate.observe().await });
+    }
+    for (name, node) in &nodes.vmm {
+        let delegate = Arc::clone(&node.delegate);
+        asked.hypervisors.ask(name, since, async move { delegate.observe().await });
+    }
+    let until = now + patience;
+    let (more_storage, more_hypervisors) = tokio::join!(asked.storage.reports(until), asked.hypervisors.reports(until));
+    storage.extend(more_storage);
+    hypervisors.extend(more_hypervisors);
+    let asked_at = storage.iter().map(|(_, at, _)| *at).chain(hypervisors.iter().map(|(_, at, _)| *at));
+    let since = asked_at.min().unwrap_or(since);
     let mut observed = Observed::default();
     observed.storage = sort_out(storage, &mut observed.silent);
     observed.hypervisors = sort_out(hypervisors, &mut observed.silent);
-    observed
+    (observed, since)
 }
 
-type Report<T> = Result<crate::delegate::Result<T>, tokio::time::error::Elapsed>;
-
-/// Those that reported; why the others did not goes to `silent`.
-fn sort_out<T>(reports: Vec<(&String, Report<T>)>, silent: &mut BTreeMap<String, String>) -> BTreeMap<String, T> {
+/// Those that reported; why the others did not goes to `silent`. Of two reports of a node the later counts.
+fn sort_out<T>(reports: Vec<Answer<T>>, silent: &mut BTreeMap<String, String>) -> BTreeMap<String, T> {
     let mut reported = BTreeMap::new();
-    for (name, report) in reports {
+    for (name, _, report) in reports {
         let error = match report {
             Ok(Ok(report)) => {
-                reported.insert(name.clone(), report);
+                silent.remove(&name);
+                reported.insert(name, report);
                 continue;
             }
             Ok(Err(error)) => engine::legible(&error.message),
             Err(_) => format!("no answer within {} s", OBSERVE_TIMEOUT.as_secs()),
         };
         warn!(node = name, error, "does not report");
-        silent.insert(name.clone(), error);
+        reported.remove(&name);
+        silent.insert(name, error);
     }
     reported
 }

@@ -32,6 +32,7 @@ pub mod delete_volume;
 pub mod detach_volume;
 mod differences;
 pub mod engine;
+mod lanes;
 mod look;
 pub mod modify_volume;
 pub mod nodes;
@@ -40,6 +41,7 @@ pub mod placement;
 pub mod repair_volume;
 pub mod sweeper;
 
+use lanes::Lanes;
 pub use nodes::Nodes;
 pub use placement::Placement;
 
@@ -50,7 +52,7 @@ const ANNOUNCE_PAUSE: Duration = Duration::from_millis(50);
 /// The pause between two claims at least, so that under load one claim takes many workflows. Nothing waits for it when little
 /// is to be done.
 const CLAIM_PAUSE: Duration = Duration::from_millis(20);
-/// The same while there is more to do than fits: what is claimed together costs a fraction of what it costs alone.
+/// The same while a lane is full: what is claimed together costs a fraction of what it costs alone.
 const FULL_CLAIM_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long steps in progress may go on after a stop was asked for.
@@ -113,51 +115,57 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
 
 /// Claims and runs workflows.
 async fn work(context: &Arc<Context>, stop: &CancellationToken) {
-    let mut running: JoinSet<()> = JoinSet::new();
+    let mut lanes = Lanes::new(context.settings.concurrency);
     while !stop.is_cancelled() {
         let claimed_at = Instant::now();
         let mut pause = CLAIM_PAUSE;
-        while running.try_join_next().is_some() {}
-        let free = context.settings.concurrency.saturating_sub(running.len());
         let mut wait = Duration::from_secs(context.settings.poll_s.max(1));
-        if free > 0 {
-            match claim(context, free).await {
-                Ok((claimed, due)) => {
-                    let full = claimed.len() == free;
-                    for row in claimed {
-                        let context = context.clone();
-                        running.spawn(async move { engine::drive(&context, row).await });
-                    }
-                    if full {
-                        pause = FULL_CLAIM_PAUSE;
-                    } else {
-                        wait = wait.min(due.unwrap_or(wait));
-                    }
-                }
+        if context.settings.concurrency > 0 {
+            lanes.tidy();
+            match claim(context, &mut lanes).await {
+                Ok(Claimed::AllThatIsDue { next }) => wait = wait.min(next.unwrap_or(wait)),
+                Ok(Claimed::AllThatFits) => (pause, wait) = (FULL_CLAIM_PAUSE, FULL_CLAIM_PAUSE),
                 Err(error) => warn!(%error, "workflows could not be claimed"),
             }
         }
         tokio::select! {
             () = stop.cancelled() => {}
             () = context.wake.here.notified() => {}
-            Some(_) = running.join_next() => {}
+            Some(()) = lanes.ended() => {}
             () = tokio::time::sleep(wait) => {}
         }
         tokio::time::sleep_until(claimed_at + pause).await;
     }
-    let finished = async { while running.join_next().await.is_some() {} };
+    let finished = async { while lanes.ended().await.is_some() {} };
     if tokio::time::timeout(STOP_GRACE, finished).await.is_err() {
         info!("steps in progress are left to whoever claims their workflows next");
     }
 }
 
-async fn claim(context: &Context, free: usize) -> db::Result<(Vec<db::workflows::Workflow>, Option<Duration>)> {
+/// What there was to claim.
+enum Claimed {
+    /// Nothing is left that is due and not in a lane that was full before; the next one is due in so long.
+    AllThatIsDue { next: Option<Duration> },
+    /// A lane is full now, and there may be more for it.
+    AllThatFits,
+}
+
+/// Claims workflows and begins them.
+async fn claim(context: &Arc<Context>, lanes: &mut Lanes) -> db::Result<Claimed> {
     let mut conn = context.pool.get().await?;
-    let lease_s = i64::try_from(context.settings.lease_s).unwrap_or(i64::MAX);
-    let limit = i64::try_from(free).unwrap_or(i64::MAX);
-    let claimed = db::workflows::claim(&mut conn, &context.owner, lease_s, limit).await?;
-    let due = if claimed.len() < free { db::workflows::next_due_ms(&mut conn).await? } else { None };
-    Ok((claimed, due.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0)))))
+    let settings = &context.settings;
+    let lease_s = i64::try_from(settings.lease_s).unwrap_or(i64::MAX);
+    let claimed = db::workflows::claim(&mut conn, &context.owner, lease_s, settings.concurrency, &lanes.room()).await?;
+    let mut full = false;
+    for row in claimed {
+        let context = context.clone();
+        full |= lanes.spawn(row.lane.clone(), async move { engine::drive(&context, row).await });
+    }
+    if full {
+        return Ok(Claimed::AllThatFits);
+    }
+    let next_ms = db::workflows::next_due_ms(&mut conn).await?;
+    Ok(Claimed::AllThatIsDue { next: next_ms.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0))) })
 }
 
 async fn give_back(context: &Context) -> db::Result<()> {

@@ -14,7 +14,7 @@ use diesel_async::AsyncConnection;
 use tracing::{debug, info, warn};
 
 use super::differences::{self, Difference, Remedy, What};
-use super::look::{self, Observed, Scope};
+use super::look::{self, Asked, Observed, Scope};
 use super::{Context, detach_volume, engine, repair_volume};
 use crate::db::instances::Instance;
 use crate::db::{self, attachments, compare, gone, instances, nodes, volumes, workflows};
@@ -25,6 +25,9 @@ use crate::state::InstanceState;
 /// How often volumes and snapshots are compared, in rounds.
 const EVERYTHING_EVERY: u64 = 12;
 
+/// The longest that a round waits for nodes; what they report later is for the next one.
+const ROUND_PATIENCE: Duration = Duration::from_secs(2);
+
 /// How often finished things are forgotten, in rounds.
 const PURGE_EVERY: u64 = 100;
 
@@ -32,10 +35,11 @@ const PURGE_EVERY: u64 = 100;
 pub(super) async fn run(context: Arc<Context>) {
     let mut beat = tokio::time::interval(Duration::from_secs(context.settings.sweep_s.max(1)));
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut asked = Asked::default();
     for round_number in 0.. {
         beat.tick().await;
         let scope = if round_number % EVERYTHING_EVERY == 0 { Scope::Everything } else { Scope::Attached };
-        if let Err(error) = round(&context, scope).await {
+        if let Err(error) = round(&context, scope, &mut asked, ROUND_PATIENCE).await {
             warn!(%error, "a sweep failed");
         }
         if round_number % PURGE_EVERY == 0
@@ -46,14 +50,14 @@ pub(super) async fn run(context: Arc<Context>) {
     }
 }
 
-/// One round, of all there is.
+/// One round, of all there is, in which every node is waited for.
 pub async fn sweep(context: &Context) -> db::Result<()> {
-    round(context, Scope::Everything).await
+    round(context, Scope::Everything, &mut Asked::default(), look::ALL).await
 }
 
-async fn round(context: &Context, scope: Scope) -> db::Result<()> {
+async fn round(context: &Context, scope: Scope, asked: &mut Asked, patience: Duration) -> db::Result<()> {
     let since = look::now(context).await?;
-    let observed = look::observe(&context.nodes).await;
+    let (observed, since) = look::observe(&context.nodes, asked, since, patience).await;
     let mut conn = context.pool.get().await?;
     let every_s = i32::try_from(context.settings.sweep_s).unwrap_or(i32::MAX);
     // As with machines, below: what one node reports must not keep the others from being mended.
@@ -101,7 +105,7 @@ pub(super) async fn mend(conn: &mut db::Conn, found: &[Difference]) -> db::Resul
     Ok(enqueued)
 }
 
-/// What is recorded of the nodes.
+/// What is recorded of the nodes that have reported, or have not in time.
 fn seen(context: &Context, observed: &Observed) -> Vec<nodes::Seen> {
     let drivers = |names: &[String]| engine::legible(&names.join(", "));
     let bytes = |bytes: u64| Some(i64::try_from(bytes).unwrap_or(i64::MAX));
@@ -130,7 +134,11 @@ fn seen(context: &Context, observed: &Observed) -> Vec<nodes::Seen> {
         let drivers = observed.hypervisors.get(name).map(|report| drivers(&report.drivers)).unwrap_or_default();
         nodes::Seen { drivers, ..nothing }
     });
-    storage.chain(hypervisors).collect()
+    let heard_of = |name: &String| {
+        let known = [observed.storage.contains_key(name), observed.hypervisors.contains_key(name)];
+        known.contains(&true) || observed.silent.contains_key(name)
+    };
+    storage.chain(hypervisors).filter(|seen| heard_of(&seen.name)).collect()
 }
 
 /// Gives every machine that a node reports its instance id, and keeps what is known of it up to date. A machine that is no

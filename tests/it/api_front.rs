@@ -1,12 +1,16 @@
 //! The front of the API: who is let in, what is refused before anything is done, and in which words.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Request;
-use vbs::db;
+use vbs::db::{self, Pool};
+use vbs::ec2_api::error::ApiError;
 
 use crate::support::client::{Answer, send};
 use crate::support::cloud::{ACCOUNT, Cloud};
+use crate::support::postgres;
 
 async fn post(cloud: &Cloud, form: impl Into<Bytes>) -> Answer {
     let request = Request::post("/").header("host", "localhost").body(Full::new(form.into())).unwrap();
@@ -137,4 +141,23 @@ async fn an_account_is_found_by_its_id_though_another_one_is_called_so() {
     for (asked, id) in [("222222222222", "222222222222"), ("333333333334", "333333333333")] {
         assert_eq!(db::accounts::find(&mut conn, asked).await.unwrap().unwrap().id, id);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_in_vain_for_the_database_is_throttled_if_others_were_served_meanwhile() {
+    let pool = Pool::new(&postgres::database().await, 1).unwrap();
+    let wait = || {
+        let pool = pool.clone();
+        tokio::spawn(async move { pool.get().await })
+    };
+    let first = pool.get().await.unwrap();
+    let code = |refused: Option<db::Error>| ApiError::from(refused.unwrap()).code;
+    assert_eq!(code(wait().await.unwrap().err()), "Unavailable", "nobody was served");
+    let (second, third) = (wait(), wait());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    drop(first);
+    let (second, third) = (second.await.unwrap(), third.await.unwrap());
+    let (served, refused): (Vec<_>, Vec<_>) = [second, third].into_iter().partition(Result::is_ok);
+    assert_eq!((served.len(), refused.len()), (1, 1));
+    assert_eq!(code(refused.into_iter().next().and_then(Result::err)), "RequestLimitExceeded");
 }

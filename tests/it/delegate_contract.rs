@@ -264,22 +264,22 @@ fn pause(disk: &DiskSpec) -> PauseSpec {
 /// The disk is attached.
 pub async fn a_pause_is_of_the_newest_generation_that_asked_for_it(vmm: &dyn VmmDelegate, disk: &DiskSpec) {
     let pauses = || async { observed(vmm, &disk.machine.name).await.paused };
-    let (old, new, own) = (Generation(200), Generation(201), pause(disk));
+    let ([old, new, newer], own) = ([200, 201, 202].map(Generation), pause(disk));
     // An undo, under the lease after that of the try which it undoes.
     vmm.ensure_paused(old, &own).await.unwrap();
     assert_eq!(vmm.ensure_resumed(new, &own).await.unwrap(), Pause::Broken);
     assert!(!pauses().await, "the guest waits for a pause to run out that nobody needs");
     // Another try.
-    for generation in [old, new] {
+    for generation in [new, newer] {
         vmm.ensure_paused(generation, &own).await.unwrap();
     }
-    assert_eq!(kind(vmm.ensure_paused(old, &own).await), ErrorKind::Stale);
-    assert_eq!(vmm.ensure_resumed(old, &own).await.unwrap(), Pause::Broken);
+    assert_eq!(kind(vmm.ensure_paused(new, &own).await), ErrorKind::Stale);
+    assert_eq!(vmm.ensure_resumed(new, &own).await.unwrap(), Pause::Broken);
     assert!(pauses().await, "a ghost ended the pause of its successor");
     // Another snapshot of the same volume.
     let other = pause(disk);
     vmm.ensure_paused(old, &other).await.unwrap();
-    assert_eq!(vmm.ensure_resumed(new, &own).await.unwrap(), Pause::Held);
+    assert_eq!(vmm.ensure_resumed(newer, &own).await.unwrap(), Pause::Held);
     assert!(pauses().await);
     assert_eq!(vmm.ensure_resumed(old, &other).await.unwrap(), Pause::Held);
     assert!(!pauses().await);
