@@ -1,5 +1,7 @@
 //! What a failure prints: the seed, what is wrong, and a minimal history of each.
 
+use std::collections::BTreeSet;
+
 use crate::checker::{self, Property, Violation};
 use crate::record::{Event, Outcome, Time, What};
 
@@ -13,7 +15,8 @@ const BEFORE: Time = 5_000_000;
 /// Says what is wrong with a history; `None` when nothing is.
 pub fn of(events: &[Event], seed: u64) -> Option<String> {
     let mut found = checker::check(events);
-    found.dedup_by(|a, b| a.0.name == b.0.name && a.1.about == b.1.about);
+    let mut told = BTreeSet::new();
+    found.retain(|(property, violation)| told.insert((property.name, violation.about.clone())));
     if found.is_empty() {
         return None;
     }

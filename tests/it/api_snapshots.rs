@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use diesel_async::RunQueryDsl;
-use vbs::db;
 use vbs::delegate::SnapshotMethod;
-use vbs::delegate::sim::{Fault, FaultKind};
+use vbs::delegate::sim::{Fault, FaultKind, SimCloud};
 use vbs::ids::{SnapshotId, VolumeId};
 
+use crate::proxy::Proxy;
 use crate::support::cloud::Cloud;
+use crate::support::postgres;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_is_answered_and_described_with_the_elements_clients_need() {
@@ -59,7 +59,8 @@ async fn a_snapshot_is_answered_and_described_with_the_elements_clients_need() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_is_not_answered_before_it_is_cut_also_when_postgres_breaks_off_meanwhile() {
-    let cloud = Cloud::start_with("workers = { lease_s = 1, poll_s = 1 }").await;
+    let proxy = Proxy::start(&postgres::database().await);
+    let cloud = Cloud::join(&proxy.url, &SimCloud::new(), "workers = { lease_s = 1, poll_s = 1 }").await;
     cloud.sim.set_snapshot_method(SnapshotMethod::Atomic);
     let volume = cloud.volume().await;
     cloud.attach(&volume, &cloud.instances().await[0], "/dev/sdf").await;
@@ -68,10 +69,9 @@ async fn a_snapshot_is_not_answered_before_it_is_cut_also_when_postgres_breaks_o
     cloud.sim.push_fault(Fault::once("ensure_snapshot", FaultKind::Hang(Duration::from_secs(2))));
     let breaking = async {
         cloud.until("begun", async || cloud.sim.calls("ensure_snapshot") == 1).await;
-        let mut own = db::connect(&cloud.context.database_url).await.unwrap();
-        let others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-                      WHERE datname = current_database() AND pid <> pg_backend_pid()";
-        diesel::sql_query(others).execute(&mut own).await.unwrap();
+        proxy.cut();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        proxy.restore();
     };
     let parameters = [("VolumeId", volume.as_str())];
     let (answer, ()) = tokio::join!(cloud.client.ok("CreateSnapshot", &parameters), breaking);
