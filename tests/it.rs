@@ -58,9 +58,6 @@ mod node_to_node;
 mod nodes;
 #[path = "it/operator.rs"]
 mod operator;
-#[expect(dead_code, reason = "only the history checker stalls")]
-#[path = "support/proxy.rs"]
-mod proxy;
 #[path = "it/repairs.rs"]
 mod repairs;
 #[path = "it/secrets.rs"]

@@ -58,10 +58,17 @@ impl Workflow for DetachVolume {
             Step::Detach => {
                 // A target that was lost would leave the guest's last writes, and the log-out, hanging for ever. When it cannot
                 // be put back the guest is asked all the same.
-                if let Err(StepError::Ghost) = way.export(run).await {
+                let exported = way.export(run).await;
+                if exported == Err(StepError::Ghost) {
                     return Err(StepError::Ghost);
                 }
-                way.detach(run).await
+                way.detach(run).await?;
+                match exported {
+                    // It may still be on its way, and must not come after the end of the export: all is done again, under a
+                    // newer generation.
+                    Err(StepError::Retry(reason)) => Err(StepError::Retry(reason)),
+                    _ => Ok(()),
+                }
             }
             Step::Disconnect => way.disconnect(run).await,
             Step::Unexport => way.unexport(run).await,

@@ -103,11 +103,20 @@ impl ModifyVolume {
         Ok(())
     }
 
-    /// What the node has after all, when it does not grow the volume: the row must not say otherwise.
-    async fn look(&self, run: &Run<'_>) -> Result<(), StepError> {
+    /// Ends a growth that failed or whose answers were lost: the row must say what the node has. A call that is still on its way
+    /// must not grow the volume after that, so first the node is asked something of the volume under this newer generation, which
+    /// shuts out all older ones: to serve what is attached and no more, as it does anyway.
+    async fn settle(&self, run: &Run<'_>) -> Result<(), StepError> {
         let row = self.row(run).await?;
-        let node = create_volume::row(run, &self.volume).await?.node;
-        let there = run.context.nodes.storage(&node)?.observe().await?.volumes;
+        if row.target_size_gib <= row.original_size_gib {
+            return self.show_as_asked(run).await;
+        }
+        let volume = create_volume::row(run, &self.volume).await?;
+        let live = attachments::live_of_volume(&mut *run.conn().await?, &self.volume).await?;
+        let served: Vec<String> = live.into_iter().map(|(attachment, _)| attachment.iqn).collect();
+        let node = run.context.nodes.storage(&volume.node)?;
+        node.ensure_not_exported(run.generation, &self.volume, &served).await?;
+        let there = node.observe().await?.volumes;
         if there.iter().any(|(volume, size)| *volume == self.volume && *size >= size_bytes(&row)) {
             self.show_as_asked(run).await?;
         }
@@ -135,12 +144,7 @@ impl Workflow for ModifyVolume {
         match step {
             Step::Show => Ok(()),
             Step::Grow if self.row(run).await?.state != ModificationState::Modifying => Ok(()),
-            // Only a refusal ends it. A call without an answer may still be on its way, and is tried again under a newer
-            // generation, after which it comes too late.
-            Step::Grow => match self.grow(run).await {
-                Err(StepError::Fail(_)) => self.look(run).await,
-                other => other,
-            },
+            Step::Grow => self.settle(run).await,
         }
     }
 

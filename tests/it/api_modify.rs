@@ -208,9 +208,7 @@ async fn a_volume_has_one_modification_at_a_time_and_four_a_day_of_which_those_t
     assert_eq!(message, format!("Volume {volume} cannot be modified in modification state MODIFYING"));
     assert_eq!(shown_size(&cloud, &volume).await, "1", "not before it has grown");
     modification_becomes(&cloud, &volume, "completed").await;
-    // Once on the way there, once on the way back.
-    let refusal = FaultKind::FailBefore(ErrorKind::NoRoom);
-    cloud.sim.push_fault(Fault { verb: "ensure_grown", after: 0, times: 2, kind: refusal });
+    cloud.sim.push_fault(Fault::once("ensure_grown", FaultKind::FailBefore(ErrorKind::NoRoom)));
     modify(&cloud, &volume, "3").await;
     modification_becomes(&cloud, &volume, "failed").await;
     let failed = modification(&cloud, &volume).await;

@@ -6,9 +6,9 @@ use vbs::delegate::SnapshotMethod;
 use vbs::delegate::sim::{Fault, FaultKind, SimCloud};
 use vbs::ids::{SnapshotId, VolumeId};
 
-use crate::proxy::Proxy;
 use crate::support::cloud::Cloud;
 use crate::support::postgres;
+use crate::support::proxy::Proxy;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_is_answered_and_described_with_the_elements_clients_need() {

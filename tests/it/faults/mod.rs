@@ -83,7 +83,9 @@ fn lanes() -> Vec<(Scene, bool)> {
 
 /// Prints what was played, and fails when that was not all.
 fn report(table: &Table, title: &str) {
-    let catalogue = vbs::workers::catalogue().now_or_never().expect("it waits for nothing");
+    let mut catalogue = vbs::workers::catalogue().now_or_never().expect("it waits for nothing");
+    // An audit changes nothing, so there is nothing that a fault could leave half done.
+    catalogue.retain(|described| described.kind != "audit");
     table.print(title, &catalogue);
     if std::env::var(ONLY).is_err() {
         table.has_every_step(&catalogue);
