@@ -315,11 +315,15 @@ async fn forward<W: Workflow>(context: &Context, row: &Row, job: &W) -> db::Resu
 async fn backward<W: Workflow>(context: &Context, row: &Row, job: &W) -> db::Result<Held> {
     let reached = usize::try_from(row.step).unwrap_or(0);
     let run = Run { context, generation: Generation(row.lease_generation), reached };
-    for (index, step) in W::STEPS.iter().enumerate().take(reached + 1).rev() {
+    // An undo that fails may be held up by what one before it only said to have undone, so all is undone once more then.
+    let from = if row.attempts > 0 { W::STEPS.len() - 1 } else { reached };
+    for (index, step) in W::STEPS.iter().enumerate().take(from + 1).rev() {
         if let Err(error) = with_lease(context, row, job.undo(&run, *step)).await {
             return failed(context, row, &format!("{step:?}"), error, OnFailure::KeepTrying).await;
         }
-        if index > 0 && !begin_step(context, row, index - 1, (&format!("{step:?}"), "undone")).await? {
+        if (1..=reached).contains(&index)
+            && !begin_step(context, row, index - 1, (&format!("{step:?}"), "undone")).await?
+        {
             return Ok(Held::Lost);
         }
     }

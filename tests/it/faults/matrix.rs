@@ -116,7 +116,9 @@ async fn see_through(stage: &Stage, scene: Scene, before: i64, point: &Point, fa
             stage.rows("NOTIFY vbs_workflows").await;
         }
         Fault::NodeGoneAndBackWithNoGeneration => {
-            stage.until("found gone", async || stage.gate.turned_away() > 1).await;
+            // A repair is not insisted on.
+            let tries = if point.kind == "repair_volume" { 1 } else { 2 };
+            stage.until("found gone", async || stage.gate.turned_away() >= tries).await;
             stage.gate.come_back();
         }
         _ => {}
