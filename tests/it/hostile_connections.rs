@@ -233,5 +233,5 @@ async fn an_honest_client_is_served_through_a_siege_and_memory_stays_within_its_
     assert!(came > 5 * PLACES as u64, "{came} connections are no siege");
     assert!(peak <= MOST_KIB, "{peak} KiB");
     // Without a place for the honest one it is what a connection may be silent for, more than a minute.
-    assert!(percentile(&besieged, 100) < Duration::from_secs(10), "{:?}", percentile(&besieged, 100));
+    assert!(percentile(&besieged, 100) < Duration::from_secs(30), "{:?}", percentile(&besieged, 100));
 }
