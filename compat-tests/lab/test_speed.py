@@ -113,5 +113,5 @@ def seconds_of_last(cloud, kind):
     lines = [line.split("\t") for line in cloud.operator("workflow", "list", "--all").splitlines()]
     number = next(line[0] for line in lines if line[1] == kind)
     shown = [line.split("\t") for line in cloud.operator("workflow", "show", number).splitlines()]
-    (began,) = [line[1] for line in shown if line[0] == "enqueued"]
-    return (datetime.fromisoformat(shown[-1][0]) - datetime.fromisoformat(began)).total_seconds()
+    (began,), (ended,) = ([line[1] for line in shown if line[0] == what] for what in ("enqueued", "finished"))
+    return (datetime.fromisoformat(ended) - datetime.fromisoformat(began)).total_seconds()
