@@ -271,7 +271,7 @@ mod tests {
         again.member.clock.enter(Phase::Serving);
         drop(second);
         // Who had to wait because all were served gets the first place that there is.
-        let (waits, _) = tokio::join!(admitted(&crowd, many), async {
+        let (waits, ()) = tokio::join!(admitted(&crowd, many), async {
             tokio::time::sleep(10 * ASK_AGAIN).await;
             again.member.clock.enter(Phase::Idle);
         });
