@@ -44,10 +44,10 @@ def export_by_lio(storage, name):
     """Backstore, target, LUN, access rule, in LIO's configfs. A line's end would become part of a user's name."""
     made = Export(name, LIO, 0)
     storage.sh(f"""
-        backstore={TARGETS}/core/iblock_0/{name}
+        backstore={TARGETS}/core/fileio_0/{name}
         target={TARGETS}/iscsi/{made.iqn}/tpgt_1
         mkdir -p $backstore
-        echo udev_path=/dev/vbs/{name} > $backstore/control
+        echo fd_dev_name=/dev/vbs/{name} > $backstore/control
         echo {name} > $backstore/wwn/vpd_unit_serial
         echo 1 > $backstore/enable
         mkdir -p $target/np/{LIO} $target/lun/lun_0 $target/acls/{INITIATOR}/lun_0
@@ -63,7 +63,7 @@ def export_by_lio(storage, name):
 
 def unexport_by_lio(storage, made):
     storage.sh(f"""
-        backstore={TARGETS}/core/iblock_0/{made.name}
+        backstore={TARGETS}/core/fileio_0/{made.name}
         target={TARGETS}/iscsi/{made.iqn}/tpgt_1
         echo 0 > $target/enable
         rm $target/acls/{INITIATOR}/lun_0/lun

@@ -39,7 +39,7 @@ TARGETS = {
 # What is walked from end to end: a layout of volumes and a target.
 CHAINS = ["thin-lio", "thin-tgt", "thick-tgt"]
 if os.environ.get("VBS_LAB_IET"):
-    CHAINS += ["thick-iet", "thin-iet"]
+    CHAINS.append("thick-iet")
 
 
 @dataclass(frozen=True)

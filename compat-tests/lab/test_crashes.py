@@ -211,7 +211,7 @@ def test_a_guests_writes_go_on_when_the_storage_node_is_back_from_a_power_cut(la
     cloud.detach(volume)
     on_disk = numbers(storage, f"/dev/vbs/{volume}")
     assert known.last < last == max(on_disk)
-    assert one_instant(on_disk)
+    assert one_instant(on_disk), str(on_disk)
     cloud.delete_volume(volume)
     cloud.assert_nothing_left()
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
+use vbs::config;
 use vbs::delegate::guard::Guarded;
 use vbs::delegate::target::TargetDriver;
 use vbs::delegate::target::iet::Iet;
@@ -92,6 +93,17 @@ async fn the_file_and_iet_drivers_keep_the_contract() {
     let local = LocalStorage::open(&ietd.storage(dir.path()), &CancellationToken::new()).await.unwrap();
     storage_contract(&Guarded::open(Arc::new(local), dir.path()).await.unwrap()).await;
     assert!(ietd.state().targets.is_empty() && ietd.state().running);
+}
+
+#[tokio::test]
+async fn iet_is_given_no_thin_volumes_since_it_never_has_them_flushed() {
+    let (dir, ietd) = (tempfile::tempdir().unwrap(), Ietd::start());
+    let pool = config::Thin { pool: "pool".into(), overcommit: 1.0, full_percent: 90.0 };
+    let lvm = config::Lvm { volume_group: "vbs".into(), layout: config::Layout::Thin(pool) };
+    let storage = config::Storage { volumes: config::Volumes::Lvm(lvm), ..ietd.storage(dir.path()) };
+    let refused = LocalStorage::open(&storage, &CancellationToken::new()).await.err().expect("a refusal");
+    assert_eq!(refused.kind, ErrorKind::Fatal);
+    assert!(refused.to_string().contains("IET"), "{refused}");
 }
 
 /// The paths that a volume's parts have in the kernel.

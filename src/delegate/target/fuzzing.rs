@@ -69,14 +69,14 @@ fn lio(text: &str) {
     let tree = Shown(text.lines().filter_map(|line| line.split_once(['=', '>']).map(|(at, _)| (at, line))).collect());
     for iqn in lio_layers::names(&tree).expect("a tree in memory can be read") {
         let seen = lio_layers::look(&tree, &iqn).expect("a tree in memory can be read");
-        let plan = Plan { portal: "10.0.0.1:3260", store: "core/iblock_2600/vol-00000001" };
+        let plan = Plan { portal: "10.0.0.1:3260", store: "core/fileio_2600/vol-00000001" };
         assert!(seen.sessions.len() <= text.len(), "{}", seen.sessions.len());
         assert_eq!(seen.refuse_while_in_use().is_ok(), seen.sessions.is_empty());
         let _ = seen.whole(&plan);
     }
     for volume in lio_store::volumes(&tree).expect("a tree in memory can be read") {
         assert!(VolumeId::parse(volume.as_str()).is_ok());
-        assert!(!lio_store::of_volume(&tree, &volume).expect("a tree in memory can be read").is_empty());
+        assert!(lio_store::of(&tree, &volume).expect("a tree in memory can be read").is_some());
     }
     let _ = lio_store::shown_size(text);
 }

@@ -9,6 +9,7 @@
 //! - A target is enabled last and disabled first: at no moment is one open without CHAP and an access rule.
 //! - The device behind a unit is held by the kernel, so that its logical volume cannot be removed while it is exported.
 //! - Both a device and, once told, a file show a new size at once.
+//! - What a guest's write is answered with is true after a power cut, too ([`super::lio_store`] says why and at what cost).
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -105,7 +106,7 @@ impl TargetDriver for Lio {
     async fn ensure_grown(&self, volume: &VolumeId, path: &Path, size_bytes: u64) -> Result<Growth> {
         let (volume, path) = (volume.clone(), path.to_owned());
         self.alone(move |tree, _| {
-            if stores::of_volume(tree, &volume)?.is_empty() {
+            if stores::of(tree, &volume)?.is_none() {
                 return Ok(Growth::Online);
             }
             let wanted = Wanted::new(&volume, &path)?;
@@ -211,8 +212,8 @@ fn exports_of(tree: &dyn Tree, portal: &str, volume: &VolumeId, path: &Path) -> 
     };
     let targets = targets(tree, volume)?;
     if targets.is_empty() {
-        let alone = |iqn| ObservedExport { iqn, volume: volume.clone(), sessions: vec![], whole: false };
-        return Ok(stores::of_volume(tree, volume)?.into_iter().map(alone).collect());
+        let alone = |store| ObservedExport { iqn: store, volume: volume.clone(), sessions: vec![], whole: false };
+        return Ok(stores::of(tree, volume)?.into_iter().map(alone).collect());
     }
     let export = |target: Seen| {
         let whole = store.as_ref().is_some_and(|store| target.whole(&Plan { portal, store }));

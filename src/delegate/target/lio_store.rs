@@ -1,41 +1,30 @@
-//! Backstores: what the kernel's target has behind a unit. A block device is an `iblock`, a regular file a `fileio`; both are
-//! named after their volume, under a number of our own, so that what others make beside them is never taken for ours.
+//! Backstores: what the kernel's target has behind a unit, named after its volume.
+//!
+//! All are `fileio`, files and devices alike, opened so that each write is on the medium before it is answered, and shown to
+//! initiators as disks without a write cache. `iblock`, which hands a device's writes on as they come, would be faster, and
+//! loses data that a guest has flushed: when the node loses its power under a flush, the initiator sends that flush anew to the
+//! node that has come back, which knows nothing of the writes before it and says that all is well. Volumes in a thin pool have
+//! such a cache even on disks that have none: the pool's map.
 
 use std::io::{Seek, SeekFrom};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use super::lio_tree::{Tree, gone, or_nothing, there};
 use crate::delegate::{DelegateError, Result};
 use crate::ids::VolumeId;
 
-/// What stands behind a unit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    Block,
-    File,
-}
-
-impl Kind {
-    /// The directory of our backstores of this kind. `targetcli` counts such directories from 0.
-    fn dir(self) -> &'static str {
-        match self {
-            Self::Block => "core/iblock_2600",
-            Self::File => "core/fileio_2600",
-        }
-    }
-}
+/// The directory of our backstores: a number of our own, so that what others make beside them is never taken for ours.
+/// `targetcli` counts such directories from 0.
+const STORES: &str = "core/fileio_2600";
 
 /// What shall be behind a volume's unit.
 #[derive(Debug)]
 pub(super) struct Wanted {
-    pub(super) volume: VolumeId,
-    kind: Kind,
+    volume: VolumeId,
     path: String,
-    /// A file's length in bytes.
-    size: u64,
-    /// A block device's number.
-    device: (u32, u32),
+    /// A file's length in bytes. A device's the kernel knows.
+    length: Option<u64>,
 }
 
 impl Wanted {
@@ -49,27 +38,17 @@ impl Wanted {
             DelegateError::fatal(format!("the kernel's target cannot be given the path {}", path.display()))
         })?;
         let found = path.metadata().map_err(|e| DelegateError::retry(format!("{text}: {e}")))?;
-        let kind = match found.file_type() {
-            kind if kind.is_block_device() => Kind::Block,
-            kind if kind.is_file() => Kind::File,
+        let length = match found.file_type() {
+            kind if kind.is_block_device() => None,
+            kind if kind.is_file() => Some(found.len()),
             _ => return Err(DelegateError::fatal(format!("{text} is neither a file nor a block device"))),
         };
-        let device = (rustix::fs::major(found.rdev()), rustix::fs::minor(found.rdev()));
-        Ok(Self { volume: volume.clone(), kind, path: text.to_owned(), size: found.len(), device })
+        Ok(Self { volume: volume.clone(), path: text.to_owned(), length })
     }
 
     /// Where its backstore is.
     pub(super) fn dir(&self) -> String {
-        format!("{}/{}", self.kind.dir(), self.volume)
-    }
-
-    /// What the kernel shall be told.
-    fn control(&self) -> String {
-        match self.kind {
-            Kind::Block => format!("udev_path={}", self.path),
-            // Through the page cache, and saying so: what an initiator has flushed is on the disk, as with any other disk.
-            Kind::File => format!("fd_dev_name={},fd_dev_size={},fd_buffered_io=1", self.path, self.size),
-        }
+        dir_of(&self.volume)
     }
 
     /// Whether the backstore is of this file or device, and made to its end.
@@ -77,13 +56,7 @@ impl Wanted {
         let dir = self.dir();
         let read = |file: &str| told(&dir, file, or_nothing(tree.read(&format!("{dir}/{file}"))));
         let info = read("info")?;
-        let behind = match self.kind {
-            Kind::Block => {
-                let device = [after(&info, "Major:"), after(&info, "Minor:")].map(|text| text?.parse().ok());
-                after(&info, "UDEV PATH:") == Some(&self.path) && device == [Some(self.device.0), Some(self.device.1)]
-            }
-            Kind::File => after(&info, "File:") == Some(&self.path),
-        };
+        let behind = after(&info, "File:") == Some(&self.path) && after(&info, "Mode:") == Some("O_DSYNC");
         let serial = read("wwn/vpd_unit_serial")?;
         Ok(behind && read("enable")?.trim() == "1" && after(&serial, "Number:") == Some(&self.volume.serial()))
     }
@@ -92,9 +65,12 @@ impl Wanted {
     pub(super) fn make(&self, tree: &dyn Tree) -> Result<()> {
         let dir = self.dir();
         let write = |file: &str, text: &str| told(&dir, file, tree.write(&format!("{dir}/{file}"), text));
-        told(self.kind.dir(), "", there(tree.make(self.kind.dir())))?;
+        told(STORES, "", there(tree.make(STORES)))?;
         told(&dir, "", tree.make(&dir))?;
-        write("control", &self.control())?;
+        write("control", &format!("fd_dev_name={}", self.path))?;
+        if let Some(length) = self.length {
+            write("control", &length_of(length))?;
+        }
         // Before it is enabled: nobody shall ever see another one.
         write("wwn/vpd_unit_serial", &self.volume.serial())?;
         write("enable", "1")?;
@@ -109,57 +85,52 @@ impl Wanted {
     pub(super) fn follow_size(&self, tree: &dyn Tree) -> Result<()> {
         let dir = self.dir();
         let info = told(&dir, "info", or_nothing(tree.read(&format!("{dir}/info"))))?;
-        if self.kind == Kind::File && shown_size(&info).is_some_and(|shown| shown != self.size) {
-            told(&dir, "control", tree.write(&format!("{dir}/control"), &format!("fd_dev_size={}", self.size)))?;
+        match self.length {
+            Some(length) if shown_size(&info).is_some_and(|shown| shown != length) => {
+                told(&dir, "control", tree.write(&format!("{dir}/control"), &length_of(length)))
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// The size that initiators are told, in bytes, as far as it can be known.
     pub(super) fn size(&self, tree: &dyn Tree) -> Result<Option<u64>> {
-        match self.kind {
-            Kind::File => {
-                let dir = self.dir();
-                Ok(shown_size(&told(&dir, "info", or_nothing(tree.read(&format!("{dir}/info"))))?))
-            }
-            Kind::Block => {
-                let size = std::fs::File::open(&self.path).and_then(|mut device| device.seek(SeekFrom::End(0)));
-                Ok(Some(size.map_err(|e| DelegateError::retry(format!("{}: {e}", self.path)))?))
-            }
+        if self.length.is_some() {
+            let dir = self.dir();
+            return Ok(shown_size(&told(&dir, "info", or_nothing(tree.read(&format!("{dir}/info"))))?));
         }
+        let size = std::fs::File::open(&self.path).and_then(|mut device| device.seek(SeekFrom::End(0)));
+        Ok(Some(size.map_err(|e| DelegateError::retry(format!("{}: {e}", self.path)))?))
     }
 }
 
-/// The directories of the volume's backstores, of whatever kind.
-pub(super) fn of_volume(tree: &dyn Tree, volume: &VolumeId) -> Result<Vec<String>> {
-    let mut found = Vec::new();
-    for kind in [Kind::Block, Kind::File] {
-        let names = told(kind.dir(), "", or_nothing(tree.parts(kind.dir())))?;
-        found.extend(names.iter().filter(|name| *name == volume.as_str()).map(|name| format!("{}/{name}", kind.dir())));
-    }
-    Ok(found)
+/// Where the volume's backstore is, when there is one.
+pub(super) fn of(tree: &dyn Tree, volume: &VolumeId) -> Result<Option<String>> {
+    Ok(volumes(tree)?.contains(volume).then(|| dir_of(volume)))
 }
 
 /// The volumes that have a backstore.
 pub(super) fn volumes(tree: &dyn Tree) -> Result<Vec<VolumeId>> {
-    let mut found = Vec::new();
-    for kind in [Kind::Block, Kind::File] {
-        let names = told(kind.dir(), "", or_nothing(tree.parts(kind.dir())))?;
-        found.extend(names.iter().filter_map(|name| VolumeId::parse(name).ok()));
-    }
-    Ok(found)
+    let names = told(STORES, "", or_nothing(tree.parts(STORES)))?;
+    Ok(names.iter().filter_map(|name| VolumeId::parse(name).ok()).collect())
 }
 
-/// Ends the volume's backstores, which no unit may lead to: while one does, the kernel refuses.
+/// Ends the volume's backstore, which no unit may lead to: while one does, the kernel refuses.
 pub(super) fn end(tree: &dyn Tree, volume: &VolumeId) -> Result<()> {
-    for dir in of_volume(tree, volume)? {
-        told(&dir, "", gone(tree.end(&dir)))?;
-    }
-    for kind in [Kind::Block, Kind::File] {
-        // The last one takes along the directory they share. While there are others the kernel refuses.
-        let _ = tree.end(kind.dir());
-    }
+    let dir = dir_of(volume);
+    told(&dir, "", gone(tree.end(&dir)))?;
+    // The last one takes along the directory they share. While there are others the kernel refuses.
+    let _ = tree.end(STORES);
     Ok(())
+}
+
+fn dir_of(volume: &VolumeId) -> String {
+    format!("{STORES}/{volume}")
+}
+
+/// How the kernel is told a file's length in bytes.
+fn length_of(length: u64) -> String {
+    format!("fd_dev_size={length}")
 }
 
 /// A file's size in bytes; the sectors' is in the same text.

@@ -11,6 +11,8 @@
 //!   therefore deleted whole and without force, which tgtd refuses while somebody is logged in.
 //! - `tgtadm` takes the CHAP secret on its command line and nowhere else; for the few milliseconds it runs, every user of the
 //!   node can read it there. Storage nodes are no machines to let others log in to.
+//! - A write is answered when it is on the medium (`--bsoflags sync`). A node that has lost its power knows nothing of what it
+//!   had answered before, and would take the flush that the initiator sends anew for one of everything.
 //! - tgtd opens the volume files, which are their owner's alone: it runs as the same user as the delegate.
 
 use std::collections::HashMap;
@@ -54,7 +56,7 @@ impl Tgt {
         }
         let right = |unit: &tgt_show::Unit| match unit.lun {
             0 => true,
-            DISK => unit.path == path && unit.online,
+            DISK => unit.path == path && unit.online && unit.sync,
             _ => false,
         };
         if target.units.iter().all(right) {
@@ -76,7 +78,8 @@ impl Tgt {
         let unit = ["--mode", "logicalunit", "--tid", &tid, "--lun", "1"];
         let there = target.units.iter().find(|unit| unit.lun == DISK);
         if there.is_none() {
-            self.tgtadm(&[&unit[..], &["--op", "new", "--backing-store", path, "--bstype", "rdwr"]].concat()).await?;
+            let behind = ["--op", "new", "--backing-store", path, "--bstype", "rdwr", "--bsoflags", "sync"];
+            self.tgtadm(&[&unit[..], &behind].concat()).await?;
         }
         if there.is_none_or(|unit| unit.serial != serial) {
             // tgtadm takes these in an update only. Thin provisioning is what lets a guest's discards through.
@@ -302,7 +305,7 @@ fn refuse_while_in_use(target: &Target) -> Result<()> {
 
 /// Whether every layer is there, as far as tgtd shows it.
 fn whole(target: &Target, path: &str) -> bool {
-    let disk = target.units.iter().any(|unit| unit.lun == DISK && unit.online && unit.path == path);
+    let disk = target.units.iter().any(|unit| unit.lun == DISK && unit.online && unit.sync && unit.path == path);
     let one_name = matches!(&target.acl[..], [rule] if rule.contains('.') && rule.contains(':') && !rule.contains('/'));
     disk && one_name && !target.accounts.is_empty()
 }
@@ -342,7 +345,7 @@ mod tests {
 
     #[test]
     fn an_export_is_whole_only_with_unit_account_and_one_rule_by_name() {
-        let unit = tgt_show::Unit { lun: 1, serial: "s".into(), path: "/v".into(), online: true };
+        let unit = tgt_show::Unit { lun: 1, serial: "s".into(), path: "/v".into(), online: true, sync: true };
         let good = Target {
             tid: 1,
             name: "iqn.2026-01.net.example:vol-0123abcd".into(),
@@ -355,6 +358,7 @@ mod tests {
         let changes: [fn(&mut Target); 6] = [
             |t| t.units.clear(),
             |t| t.units[0].online = false,
+            |t| t.units[0].sync = false,
             |t| t.accounts.clear(),
             |t| t.acl.clear(),
             |t| t.acl.push("iqn.2026-01.net.example:other".into()),

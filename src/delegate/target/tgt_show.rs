@@ -29,6 +29,8 @@ pub struct Unit {
     pub path: String,
     /// Whether it answers.
     pub online: bool,
+    /// Whether a write is on the medium when it is answered.
+    pub sync: bool,
 }
 
 /// The part of a target that a line is in.
@@ -94,6 +96,7 @@ fn read_line(target: &mut Target, section: Section, words: &str) {
                     "SCSI SN" => value.clone_into(&mut unit.serial),
                     "Backing store path" => value.clone_into(&mut unit.path),
                     "Online" => unit.online = value == "Yes",
+                    "Backing store flags" => unit.sync = value.split_whitespace().any(|flag| flag == "sync"),
                     _ => {}
                 }
             }
@@ -142,7 +145,7 @@ Target 1: iqn.2026-01.net.example:vol-00000001.x
             Thin-provisioning: Yes
             Backing store type: rdwr
             Backing store path: /data/with: a colon/f.img
-            Backing store flags: 
+            Backing store flags: sync
     Account information:
         u1
     ACL information:
@@ -170,9 +173,15 @@ Target 5: iqn.2026-01.net.example:vol-00000002.x
         assert_eq!(first.sessions, ["iqn.2026-01.net.example:h1"]);
         assert_eq!(first.accounts, ["u1"]);
         assert_eq!(first.acl, ["10.0.0.0/8", "iqn.2026-01.net.example:h1"]);
-        let disk =
-            Unit { lun: 1, serial: "vol00000001".into(), path: "/data/with: a colon/f.img".into(), online: true };
+        let disk = Unit {
+            lun: 1,
+            serial: "vol00000001".into(),
+            path: "/data/with: a colon/f.img".into(),
+            online: true,
+            sync: true,
+        };
         assert_eq!(first.units[1], disk);
+        assert!(!first.units[0].sync);
         let second = &targets[1];
         assert_eq!((second.tid, second.units.len(), second.units[0].online), (5, 1, false));
         assert!(second.sessions.is_empty() && second.accounts.is_empty() && second.acl.is_empty());

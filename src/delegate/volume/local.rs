@@ -36,7 +36,16 @@ pub struct LocalStorage {
 impl LocalStorage {
     /// Opens the drivers that the configuration names. When `stop` is cancelled, copies at work end within a moment (Retry);
     /// everything else goes on.
+    ///
+    /// # Errors
+    /// Fatal for thin volumes behind IET, which would lose what it has said is written: it has nothing flushed, ever, and the
+    /// pool's map is written only when that is asked for.
     pub async fn open(config: &config::Storage, stop: &CancellationToken) -> Result<Self> {
+        if let (config::Volumes::Lvm(config::Lvm { layout: config::Layout::Thin(_), .. }), config::Target::Iet(_)) =
+            (&config.volumes, &config.target)
+        {
+            return Err(DelegateError::fatal("IET loses writes to thin volumes when the node loses its power"));
+        }
         let volumes: Box<dyn VolumeDriver> = match &config.volumes {
             config::Volumes::File => Box::new(FileDriver::open(&config.data_dir, stop).await?),
             config::Volumes::Lvm(lvm) => Box::new(LvmDriver::open(lvm, &config.data_dir, stop).await?),

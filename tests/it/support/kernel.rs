@@ -156,7 +156,7 @@ impl Inside {
         let parts: Vec<&str> = dir.split('/').collect();
         match parts[..] {
             ["iscsi"] => self.brings(dir, &["discovery_auth"], &[]),
-            ["core", hba] if hba.starts_with("iblock_") || hba.starts_with("fileio_") => {}
+            ["core", hba] if hba.starts_with("fileio_") => {}
             ["core", _, _] => {
                 let settings = [
                     ("control", ""),
@@ -232,9 +232,10 @@ impl Inside {
                 let state = if self.text(&format!("{told}/enable"))? == "1\n" { "ACTIVATED" } else { "DEACTIVATED" };
                 let info = format!(
                     "Status: {state}  Max Queue Depth: 128  SectorSize: 512  HwMaxSectors: 16384\n        TCM FILEIO \
-                     ID: 0        File: {}  Size: {}  Mode: Buffered-WCE Async: 0\n",
+                     ID: 0        File: {}  Size: {}  Mode: {} Async: 0\n",
                     option("fd_dev_name="),
                     option("fd_dev_size="),
+                    if option("fd_buffered_io=") == "1" { "Buffered-WCE" } else { "O_DSYNC" },
                 );
                 self.nodes.insert(format!("{told}/info"), Node::Setting(info));
                 options

@@ -58,7 +58,7 @@ const SCAN: Duration = Duration::from_secs(12);
 const SCAN_AGAIN: Duration = Duration::from_secs(3);
 /// The longest that a flush, or the deletion of a device, may take.
 const FLUSH: Duration = Duration::from_secs(30);
-/// The longest wait for the requests in flight, or for what was ended to be gone.
+/// The longest wait for the requests in flight, for what was ended to be gone, or for the link that udev makes.
 const SETTLE: Duration = Duration::from_secs(10);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(50);
@@ -353,7 +353,7 @@ impl Initiator {
     /// each reboot of it. Without udev there is only the disk's own node: right for as long as the session lives.
     pub(super) async fn path(&self, iqn: &str, disk: &Disk) -> Result<PathBuf> {
         let (by_path, node) = (self.sysfs().dev.join("disk/by-path"), self.sysfs().dev.join(&disk.block.name));
-        let (infix, end) = (format!("-iscsi-{iqn}-lun-"), Instant::now() + Duration::from_secs(3));
+        let (infix, end) = (format!("-iscsi-{iqn}-lun-"), Instant::now() + SETTLE);
         loop {
             let (dir, infix, own) = (by_path.clone(), infix.clone(), node.clone());
             let link = blocking(move || {
