@@ -60,6 +60,8 @@ mod nodes;
 mod operator;
 #[path = "it/repairs.rs"]
 mod repairs;
+#[path = "it/schema.rs"]
+mod schema;
 #[path = "it/secrets.rs"]
 mod secrets;
 #[path = "it/shims.rs"]

@@ -148,7 +148,8 @@ impl Batch for One {
 /// Volumes of the account behind `after`, at most `limit`.
 ///
 /// First the ids of the page are found in an index that has all that the conditions look at, then the page is read. What a
-/// planner would make of one join depends on how many rows it guesses to fit; and it guesses without the values.
+/// planner would make of one join depends on how many rows it guesses to fit; and it guesses without the values. So with several
+/// conditions, which may need a join, this is to be run where [`merge_joins`] was.
 pub async fn page<'a>(
     conn: &'a mut Conn,
     account_id: &str,
@@ -157,7 +158,7 @@ pub async fn page<'a>(
     conditions: &[Condition],
 ) -> Result<Rows<'a, DescribedVolume>> {
     let query = Statement::new(SELECT).sql(" WHERE v.id = ANY(ARRAY(");
-    let page = Page { account_id, after: after.unwrap_or_default(), limit };
+    let page = Page { account_id, after, limit };
     let query: Statement<Row> = match conditions {
         [only] if is_of_attachments(only) => page.of_attachments(query, only),
         [only] if is_of_tags(only) => page.of_tags(query, only),
@@ -177,7 +178,7 @@ fn is_of_tags(condition: &Condition) -> bool {
 /// The ids of a page, each by the index that is walked in the order of the ids until the page is full.
 struct Page<'a> {
     account_id: &'a str,
-    after: &'a str,
+    after: Option<&'a str>,
     limit: i64,
 }
 
@@ -239,7 +240,12 @@ impl Page<'_> {
     }
 
     fn start(&self, query: Statement<Row>, select: &'static str, behind: &'static str) -> Statement<Row> {
-        query.sql(select).text(self.account_id).sql(behind).text(self.after)
+        let query = query.sql(select).text(self.account_id);
+        match self.after {
+            Some(after) => query.sql(behind).text(after),
+            // It would be compared with each row.
+            None => query,
+        }
     }
 }
 

@@ -228,7 +228,11 @@ impl<R> Statement<R> {
             [only] => this.sql(expression).sql(" = ").text(only),
             several => this.sql(expression).sql(" = ANY(").texts(several).sql(")"),
         };
-        let like = |this: Self| this.sql(expression).sql(" LIKE ANY(").texts(&values.like).sql(")");
+        let like = |this: Self| match &values.like[..] {
+            // An array would be taken apart for each row.
+            [only] => this.sql(expression).sql(" LIKE ").text(only),
+            several => this.sql(expression).sql(" LIKE ANY(").texts(several).sql(")"),
+        };
         match (values.exact.is_empty(), values.like.is_empty()) {
             (true, true) => self.sql("false"),
             (false, true) => exact(self),
@@ -236,6 +240,15 @@ impl<R> Statement<R> {
             (false, false) => like(exact(self.sql("(")).sql(" OR ")).sql(")"),
         }
     }
+}
+
+/// Lets the joins of all further statements of the transaction be merges. Each side is read once then, by an index in the order of
+/// the ids. How much a caller's values select a planner does not know: it would take one side for short, and look into the other
+/// for each row of it.
+pub async fn merge_joins(conn: &mut Conn) -> Result<()> {
+    let set = "SELECT set_config('enable_nestloop', 'off', true), set_config('enable_hashjoin', 'off', true)";
+    diesel::sql_query(set).execute(conn).await?;
+    Ok(())
 }
 
 impl<R: 'static> Statement<R> {
@@ -335,8 +348,8 @@ mod tests {
         let (statement, _binds) = text.split_once(" -- binds").unwrap();
         assert_eq!(
             statement,
-            "SELECT 1 FROM volumes v WHERE true AND (v.state = $1 OR v.state LIKE ANY($2)) \
-             AND EXISTS (SELECT FROM tags t WHERE t.resource_id = v.id AND t.key = $3 AND (t.value = $4 OR t.value LIKE ANY($5)))"
+            "SELECT 1 FROM volumes v WHERE true AND (v.state = $1 OR v.state LIKE $2) \
+             AND EXISTS (SELECT FROM tags t WHERE t.resource_id = v.id AND t.key = $3 AND (t.value = $4 OR t.value LIKE $5))"
         );
     }
 

@@ -114,7 +114,8 @@ impl Batch for Accept {
         for (index, column) in columns.iter().enumerate() {
             statement = statement.sql(if index > 0 { ", " } else { "" }).texts(asked.iter().map(column));
         }
-        // Ordered, so that two that wait for tokens of each other cannot be.
+        // Ordered, so that two that wait for tokens of each other cannot be. Named, what may be there already is looked for in one
+        // index and not in all that are unique: ids are new.
         let statement = statement.sql(
             ") AS asked (id, account_id, zone, node, size_gib, volume_type, iops, throughput, initialization_rate, \
                 multi_attach, snapshot_id, client_token, request_digest, tags, kind, params)), \
@@ -123,7 +124,8 @@ impl Batch for Accept {
                 SELECT 'creating', id, account_id, zone, node, size_gib::integer, volume_type, \
                 nullif(iops, '')::integer, nullif(throughput, '')::integer, nullif(initialization_rate, '')::integer, \
                 multi_attach::boolean, nullif(snapshot_id, ''), nullif(client_token, ''), decode(nullif(request_digest, ''), 'hex') \
-                FROM asked ORDER BY account_id, client_token ON CONFLICT DO NOTHING RETURNING *), ",
+                FROM asked ORDER BY account_id, client_token \
+                ON CONFLICT (account_id, client_token) WHERE client_token IS NOT NULL DO NOTHING RETURNING *), ",
         );
         // A table that nothing is written to need not be opened for writing.
         let statement = if asked.iter().any(|new| !new.tags.is_empty()) {

@@ -6,7 +6,7 @@
 
 use diesel_async::AsyncConnection;
 
-use crate::db::quotas::Counts;
+use crate::db::quotas::{self as held, Counts};
 use crate::db::snapshots::{self as rows, NO_VOLUME, NewCopy};
 use crate::db::{Conn, describe_tags};
 use crate::ids::SnapshotId;
@@ -43,16 +43,7 @@ pub async fn copy(api: &Api, call: &Call, params: Params) -> ApiResult<String> {
     let account = &*call.caller.account_id;
     let id = SnapshotId::generate();
     let mut conn = api.pool.get().await?;
-    conn.transaction(async |conn| {
-        if rows::count_copying(conn, account).await? >= MAX_PENDING {
-            let text = format!(
-                "Too many snapshot copies in progress. The limit is {MAX_PENDING} for this destination region."
-            );
-            return Err(ApiError::new("ResourceLimitExceeded", text));
-        }
-        insert(api, conn, account, &request, &id).await
-    })
-    .await?;
+    conn.transaction(async |conn| insert(api, conn, account, &request, &id).await).await?;
     api.wake.wake();
     let mut xml = call.answer();
     xml.plain("snapshotId", &id);
@@ -111,6 +102,17 @@ fn check_late(api: &Api, request: &Request) -> ApiResult<()> {
     Ok(())
 }
 
+/// Takes one of the places that an account has for copies. Of requests that come together each counts those before it, so the
+/// account's quotas are held.
+async fn take_place(conn: &mut Conn, account: &str) -> ApiResult<()> {
+    held::hold(conn, account).await?;
+    if rows::count_copying(conn, account).await? < MAX_PENDING {
+        return Ok(());
+    }
+    let text = format!("Too many snapshot copies in progress. The limit is {MAX_PENDING} for this destination region.");
+    Err(ApiError::new("ResourceLimitExceeded", text))
+}
+
 async fn insert(api: &Api, conn: &mut Conn, account: &str, request: &Request, id: &SnapshotId) -> ApiResult<()> {
     let source = rows::find_usable(conn, &request.source, account).await?;
     let refusal = match &source {
@@ -118,6 +120,7 @@ async fn insert(api: &Api, conn: &mut Conn, account: &str, request: &Request, id
         Some(source) if source.state != SnapshotState::Completed => Some("Source snapshot is not complete"),
         Some(_) => None,
     };
+    take_place(conn, account).await?;
     quotas::take(api, conn, account, Counts { snapshots: 1, ..Counts::default() }).await?;
     let any_node = api.storage.first().map_or("", |node| &node.name);
     let new = NewCopy {

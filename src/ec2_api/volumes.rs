@@ -5,7 +5,7 @@ use diesel_async::AsyncConnection;
 use crate::db::Conn;
 use crate::db::attachments as attachment_rows;
 use crate::db::describe_volumes::{self as table, DescribedVolume};
-use crate::db::statement::{Condition, Instant, Subject, Values};
+use crate::db::statement::{Condition, Instant, Subject, Values, merge_joins};
 use crate::db::volumes as volume_rows;
 use crate::ids::VolumeId;
 use crate::state::VolumeState;
@@ -76,15 +76,24 @@ pub async fn describe(api: &Api, call: &Call, mut params: Params) -> ApiResult<S
         return Ok(xml.finish());
     }
     xml.open("volumeSet");
-    let token = loop {
-        let rows = table::page(&mut conn, account, page.after.as_deref(), page.fetch(), &conditions).await?;
+    let mut write = async |conn: &mut Conn| loop {
+        let rows = table::page(conn, account, page.after.as_deref(), page.fetch(), &conditions).await?;
         let onward =
             page.write(&mut xml, rows, |row| row.id.to_string(), |xml, row| item(xml, row, account, &api.region));
         match onward.await? {
             Onward::Fetch => {}
-            Onward::End => break None,
-            Onward::Token(token) => break Some(token),
+            Onward::End => return Ok::<_, ApiError>(None),
+            Onward::Token(token) => return Ok(Some(token)),
         }
+    };
+    let token = if conditions.len() > 1 {
+        conn.transaction(async |conn| {
+            merge_joins(conn).await?;
+            write(conn).await
+        })
+        .await?
+    } else {
+        write(&mut conn).await?
     };
     xml.close("volumeSet").optional("nextToken", token.as_deref());
     Ok(xml.finish())

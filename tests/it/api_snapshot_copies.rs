@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use vbs::delegate::ErrorKind;
 use vbs::delegate::sim::{Fault, FaultKind, SimCloud};
 use vbs::ids::{SnapshotId, VolumeId};
@@ -142,6 +143,30 @@ async fn requests_that_cannot_be_met_are_refused_in_the_words_of_ec2() {
         let asked = [REGION, source, ("CompletionDurationMinutes", minutes)];
         assert_eq!(cloud.client.fails("CopySnapshot", &asked).await.0, "InvalidParameterValue", "{minutes}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_copies_of_an_account_are_made_at_once_however_many_are_asked_for_together() {
+    let cloud = Cloud::start().await;
+    let stranger = cloud.another_account(STRANGER).await;
+    let (source, written) = snapshot(&cloud).await;
+    cloud.sim.push_fault(Fault::always("ensure_snapshot_copy", FaultKind::FailBefore(ErrorKind::Busy)));
+    let asked = [REGION, ("SourceSnapshotId", source.as_str())];
+    let answers = join_all((0..30).map(|_| cloud.client.call("CopySnapshot", &asked))).await;
+    let (made, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(|answer| answer.status == 200);
+    assert_eq!((made.len(), refused.len()), (20, 10));
+    for answer in refused {
+        assert_eq!((answer.status, answer.text("Code")), (400, "ResourceLimitExceeded".to_owned()));
+    }
+    copy(&stranger, &source).await;
+    cloud.sim.end_faults();
+    for answer in &made {
+        let id = answer.text("snapshotId");
+        cloud.snapshot_becomes(&id, "completed").await;
+        assert_eq!(content(&cloud.sim, &id), Some(written));
+    }
+    copy(&cloud.client, &source).await;
+    cloud.settle().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

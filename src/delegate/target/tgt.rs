@@ -355,7 +355,7 @@ mod tests {
             acl: vec!["iqn.2026-01.net.example:h".into()],
         };
         assert!(whole(&good, "/v") && !whole(&good, "/w"));
-        let changes: [fn(&mut Target); 6] = [
+        let changes: [fn(&mut Target); 7] = [
             |t| t.units.clear(),
             |t| t.units[0].online = false,
             |t| t.units[0].sync = false,
