@@ -311,7 +311,10 @@ fn texts(document: &str) -> Vec<(String, String)> {
                     text.push_str(quick_xml::escape::resolve_predefined_entity(&entity).expect("a known entity"));
                 }
             },
-            Event::Empty(tag) => found.push((tag.name().as_ref().to_owned(), String::new())),
+            Event::Empty(tag) => {
+                found.push((tag.name().as_ref().to_owned(), String::new()));
+                leaf = false;
+            }
             Event::End(_) => {
                 let name = path.pop().expect("the parser has checked it");
                 if leaf {
