@@ -28,7 +28,7 @@ use hyper::{HeaderMap, Method, StatusCode, Uri};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, unconstrained};
 use tokio_rustls::TlsAcceptor;
 
 use crate::config;
@@ -37,8 +37,9 @@ use crowd::{Crowd, Place};
 /// The largest body that is read, in bytes.
 pub const MAX_BODY: usize = 1 << 20;
 
-/// Connections that the kernel keeps for us until they are accepted.
-const BACKLOG: u32 = 1024;
+/// Connections that the kernel keeps for us until they are accepted, unless the system says less. Who comes when it keeps as many
+/// tries again only after a second, then after two more.
+const BACKLOG: u32 = 4096;
 
 /// What a role opens besides its connections: to the database, to nodes, and to itself.
 const OTHER_FILES: u64 = 1024;
@@ -217,7 +218,12 @@ pub async fn serve<H: Handler>(
             biased;
             () = &mut shutdown => break,
             Some(ended) = connections.join_next() => note_panic(ended),
-            ((stream, peer), place) = next(&listener, &crowd, &mut accepted) => {
+            // Not only so many before others have their turn: those who are turned away would fill the queue.
+            ((stream, peer), place) = unconstrained(next(&listener, &crowd, &mut accepted)) => {
+                let Some(place) = place else {
+                    tracing::debug!(%peer, "its address has enough of the places");
+                    continue;
+                };
                 let (handler, stage, tls) = (handler.clone(), stage.clone(), tls.clone());
                 let crowd = crowd.clone();
                 connections.spawn(async move { start(stream, peer, tls, &*handler, &crowd, &place, stage).await });
@@ -244,7 +250,7 @@ type Accepted = (TcpStream, SocketAddr);
 /// the commands that inherit the limit close every file that there might be.
 fn allow_files(connections: usize) {
     let limit = getrlimit(Resource::Nofile);
-    let wanted = (connections as u64).saturating_add(OTHER_FILES);
+    let wanted = (connections.saturating_add(crowd::reserve(connections)) as u64).saturating_add(OTHER_FILES);
     let current = limit.maximum.map_or(wanted, |most| wanted.min(most));
     if limit.current.is_some_and(|now| now < current)
         && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(current), maximum: limit.maximum })
@@ -256,9 +262,13 @@ fn allow_files(connections: usize) {
     }
 }
 
-/// Waits for a connection, then for a place for it. Until that is there the connection is kept in `accepted`: this future may be
-/// dropped at any time.
-async fn next(listener: &TcpListener, crowd: &Arc<Crowd>, accepted: &mut Option<Accepted>) -> (Accepted, Place) {
+/// Waits for a connection, and finds a place for it, or that it shall have none. Until then the connection is kept in `accepted`:
+/// this future may be dropped at any time.
+async fn next(
+    listener: &TcpListener,
+    crowd: &Arc<Crowd>,
+    accepted: &mut Option<Accepted>,
+) -> (Accepted, Option<Place>) {
     let peer = match accepted {
         Some((_, peer)) => *peer,
         None => accepted.insert(accept(listener).await).1,

@@ -1,4 +1,4 @@
-"""The tests of what holds under load. They assert properties and print figures: `scripts/test load` shows both."""
+"""The tests of what holds under load. They assert properties and print figures: `scripts/test crowd load` shows both."""
 
 import pytest
 

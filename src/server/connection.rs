@@ -59,7 +59,7 @@ impl Clock {
         Self { start: Instant::now(), limits, phase, since_us: AtomicU64::new(0) }
     }
 
-    fn is(&self, phase: Phase) -> bool {
+    pub(super) fn is(&self, phase: Phase) -> bool {
         self.phase.load(Relaxed) == phase as u8
     }
 

@@ -24,9 +24,12 @@ use crate::support::postgres;
 const PLACES: usize = 400;
 /// How long the crowd stays.
 const SIEGE: Duration = Duration::from_secs(12);
-/// What the gateway may have of memory: a program at rest, the most that each connection buffers in both directions, and what is
-/// held of small and large bodies. In KiB.
-const MOST_KIB: u64 = 60 * 1024 + PLACES as u64 * (2 * 128 + 64) + 64 * 1024;
+/// What the gateway may have of memory: a program at rest, the most that each connection buffers in both directions, those on
+/// their way out too, and what is held of small and large bodies. In KiB.
+const MOST_KIB: u64 = 60 * 1024 + (PLACES + PLACES / 8) as u64 * (2 * 128 + 64) + 64 * 1024;
+/// How long an honest request may take, and how many there are at least while the crowd is there.
+const LONGEST: Duration = Duration::from_secs(5);
+const FEWEST: usize = 12;
 
 /// What a member of the crowd does with a connection, until it is put out.
 #[derive(Clone, Copy)]
@@ -232,6 +235,6 @@ async fn an_honest_client_is_served_through_a_siege_and_memory_stays_within_its_
     );
     assert!(came > 5 * PLACES as u64, "{came} connections are no siege");
     assert!(peak <= MOST_KIB, "{peak} KiB");
-    // Without a place for the honest one it is what a connection may be silent for, more than a minute.
-    assert!(percentile(&besieged, 100) < Duration::from_secs(30), "{:?}", percentile(&besieged, 100));
+    assert!(besieged.len() >= FEWEST, "{} honest requests in {SIEGE:?}", besieged.len());
+    assert!(percentile(&besieged, 100) < LONGEST, "{:?}", percentile(&besieged, 100));
 }

@@ -2,7 +2,8 @@
 //! something to it.
 //!
 //! A call names its lease generation, and the database says whose that is and how far it has come: so what is struck is a
-//! point of a workflow, however many calls came before it.
+//! point of a workflow, however many calls came before it. A call for another life of its node has no effect whatever is done
+//! to it, and is let through: its caller is told so, and signs it anew.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,15 +11,18 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::StatusCode;
+use chrono::Utc;
+use hyper::header::{HOST, HeaderValue};
+use hyper::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use vbs::config::{self, SecretSource};
 use vbs::delegate::guard::Guarded;
 use vbs::delegate::server::{StorageService, VmmService};
 use vbs::delegate::sim::{Fault as SimFault, FaultKind, SimCloud};
-use vbs::delegate::{DelegateError, ErrorKind, VmmDelegate, VolumeDelegate, wire};
+use vbs::delegate::{DelegateError, ErrorKind, VmmDelegate, VolumeDelegate, replay, wire};
 use vbs::server::{Handler, Request, Response};
+use vbs::sigv4;
 
 use super::rows::Rows;
 use super::wire::{Answer, serve};
@@ -27,7 +31,7 @@ use super::wire::{Answer, serve};
 pub const INJECTED: &str = "injected";
 
 /// Longer than the nodes' time-outs here.
-const TOO_LONG: Duration = Duration::from_secs(3);
+const TOO_LONG: Duration = Duration::from_secs(4);
 
 /// Where a workflow calls a node.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,7 +53,7 @@ pub enum Strike {
     DoneButFailsForGood,
     /// It is done, and the connection breaks.
     AnswerLost,
-    /// It comes twice.
+    /// It comes twice, each time signed by who has the key.
     Twice,
     /// It does not arrive before the gate is opened.
     Held,
@@ -85,6 +89,7 @@ struct State {
     gone: bool,
     turned_away: u32,
     late: Vec<StatusCode>,
+    twice: Vec<[StatusCode; 2]>,
     waiting: u32,
 }
 
@@ -101,7 +106,35 @@ pub struct Gate {
 
 struct Node {
     url: String,
-    service: Mutex<Service>,
+    up: Mutex<Up>,
+}
+
+/// What serves a node, from its start to its end.
+#[derive(Clone)]
+struct Up {
+    service: Service,
+    /// The name of this life, once somebody was told it.
+    life: Arc<Mutex<Option<String>>>,
+}
+
+impl Up {
+    fn new(sim: &SimCloud, name: &str, key: &SecretSource) -> Self {
+        Self { service: Service::new(sim, name, key), life: Arc::default() }
+    }
+
+    /// Answers a call for another life; gives back one for this.
+    async fn turn_away(&self, request: Request) -> Result<Request, Response> {
+        let named = wire::life_of(request.query());
+        if named.is_some() && named == self.life.lock().unwrap().as_deref() {
+            return Ok(request);
+        }
+        let answer = self.service.handle(request).await;
+        if answer.status == StatusCode::MISDIRECTED_REQUEST {
+            let told: wire::AnotherLife = serde_json::from_slice(&answer.body).unwrap();
+            *self.life.lock().unwrap() = Some(told.life);
+        }
+        Err(answer)
+    }
 }
 
 #[derive(Clone)]
@@ -150,7 +183,7 @@ impl Gate {
             .collect();
         let node = |(name, listener): &(&'static str, tokio::net::TcpListener)| {
             let url = format!("http://{}", listener.local_addr().unwrap());
-            (*name, Node { url, service: Mutex::new(Service::new(sim, name, &key)) })
+            (*name, Node { url, up: Mutex::new(Up::new(sim, name, &key)) })
         };
         let gate = Self {
             sim: sim.clone(),
@@ -170,7 +203,7 @@ impl Gate {
         gate
     }
 
-    /// What a gateway's file says of the nodes. Calls have two seconds.
+    /// What a gateway's file says of the nodes. Calls have three seconds.
     pub fn configuration(&self, account: &str) -> String {
         let SecretSource::File(key) = &self.key else { unreachable!("it was put into a file") };
         let node = |(name, node): (&&str, &Node)| {
@@ -178,7 +211,7 @@ impl Gate {
             let owner = if owner.is_empty() { String::new() } else { format!("default_owner = \"{owner}\"") };
             format!(
                 "[[{kind}]]\nname = \"{name}\"\nzone = \"us-east-1{}\"\n{owner}\n\
-                 delegate = {{ remote = {{ url = \"{}\", key = {{ file = \"{}\" }}, timeout_s = 2, copy_timeout_s = 2 }} }}\n",
+                 delegate = {{ remote = {{ url = \"{}\", key = {{ file = \"{}\" }}, timeout_s = 3, copy_timeout_s = 3 }} }}\n",
                 &name[name.len() - 1..],
                 node.url,
                 key.display(),
@@ -217,10 +250,15 @@ impl Gate {
         self.state().turned_away
     }
 
+    /// What calls that came twice were answered, each time.
+    pub fn answered_twice(&self) -> Vec<[StatusCode; 2]> {
+        self.state().twice.clone()
+    }
+
     /// The nodes are there again, and know of no generation any more.
     pub fn come_back(&self) {
         for (name, node) in &*self.nodes {
-            *node.service.lock().unwrap() = Service::new(&self.sim, name, &self.key);
+            *node.up.lock().unwrap() = Up::new(&self.sim, name, &self.key);
         }
         self.state().gone = false;
     }
@@ -240,25 +278,36 @@ impl Gate {
     }
 
     async fn pass(&self, name: &'static str, request: Request) -> Answer {
-        let service = self.nodes[name].service.lock().unwrap().clone();
+        let up = self.nodes[name].up.lock().unwrap().clone();
+        let service = up.service.clone();
         let Some(verb) = request.path().strip_prefix(wire::PATH).filter(|verb| !verb.contains('/')) else {
             return Answer::Http(service.handle(request).await);
         };
         let verb =
             if name.starts_with("vmm") && verb == "ensure_grown" { "ensure_grown_disk" } else { verb }.to_owned();
-        let point = self.point(&verb, &request.body).await;
-        let strike = {
-            let mut state = self.state();
-            if state.gone {
-                state.turned_away += 1;
-                return Answer::Nothing;
-            }
-            point.and_then(|point| state.strike(&point, &request.body))
+        if self.is_gone() {
+            return Answer::Nothing;
+        }
+        let request = match up.turn_away(request).await {
+            Ok(request) => request,
+            Err(answer) => return Answer::Http(answer),
         };
+        let point = self.point(&verb, &request.body).await;
+        if self.is_gone() {
+            return Answer::Nothing;
+        }
+        let strike = point.and_then(|point| self.state().strike(&point, &request.body));
         match strike {
             None => Answer::Http(service.handle(request).await),
             Some(strike) => self.strike(strike, name, &verb, service, request).await,
         }
+    }
+
+    /// Whether nobody listens; who comes then is counted.
+    fn is_gone(&self) -> bool {
+        let mut state = self.state();
+        state.turned_away += u32::from(state.gone);
+        state.gone
     }
 
     /// Whose call it is. One that only looks names no generation: it is taken for the watched workflow's while that runs.
@@ -303,10 +352,11 @@ impl Gate {
                 Answer::Nothing
             }
             Strike::Twice => {
-                let answer = done(copy(&request)).await;
-                // The node knows that it had this one before.
-                done(request).await;
-                Answer::Http(answer)
+                let again = self.signed_anew(name, &request);
+                let first = done(request).await;
+                let second = done(again).await;
+                self.state().twice.push([first.status, second.status]);
+                Answer::Http(second)
             }
             Strike::Held => self.hold(service, Some(request), None).await,
             Strike::DoneThenHeld => {
@@ -330,6 +380,35 @@ impl Gate {
                 self.state().gone = true;
                 Answer::Nothing
             }
+        }
+    }
+
+    /// The same call once more, as a caller sends it again whose first try was lost: a replay the node would not take.
+    fn signed_anew(&self, node: &str, request: &Request) -> Request {
+        let life = wire::life_of(request.query()).expect("a call names one");
+        let query = wire::query(life, &replay::random_name());
+        let signed = sigv4::Outgoing {
+            method: request.method.as_str(),
+            path: request.path(),
+            query: &query,
+            host: request.headers[HOST].to_str().unwrap(),
+            body: &request.body,
+            access_key_id: node,
+            secret: &wire::key(&self.key).unwrap(),
+            region: node,
+            service: wire::SERVICE,
+        };
+        let mut headers: HeaderMap = request.headers.clone();
+        for (name, value) in sigv4::sign(&signed, Utc::now()) {
+            headers.insert(name, HeaderValue::from_str(&value).unwrap());
+        }
+        Request {
+            method: request.method.clone(),
+            uri: format!("{}?{query}", request.path()).parse().unwrap(),
+            headers,
+            body: request.body.clone(),
+            peer: request.peer,
+            id: request.id.clone(),
         }
     }
 
@@ -379,17 +458,6 @@ fn refusal(kind: ErrorKind, message: &str) -> Answer {
 
 fn json(status: StatusCode, body: impl Into<Bytes>) -> Response {
     Response::new(status, "application/json", body)
-}
-
-fn copy(request: &Request) -> Request {
-    Request {
-        method: request.method.clone(),
-        uri: request.uri.clone(),
-        headers: request.headers.clone(),
-        body: request.body.clone(),
-        peer: request.peer,
-        id: request.id.clone(),
-    }
 }
 
 /// What the simulation calls the verb.

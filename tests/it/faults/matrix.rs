@@ -26,17 +26,18 @@ pub enum Fault {
     NodeGoneAndBackWithNoGeneration,
 }
 
+/// Those whose cases wait for the longest come first, so that the last to be played are short.
 pub const FAULTS: [Fault; 12] = [
+    Fault::ClaimedNotDone,
+    Fault::HangsOnTheWay,
+    Fault::HangsAtWork,
     Fault::FailsBefore,
     Fault::FailsForGood,
     Fault::DoneButAnswerLost,
     Fault::RunTwice,
-    Fault::HangsOnTheWay,
-    Fault::HangsAtWork,
     Fault::GarbageWords,
     Fault::GarbageHttp,
     Fault::GarbageBody,
-    Fault::ClaimedNotDone,
     Fault::LeaseExpired,
     Fault::NodeGoneAndBackWithNoGeneration,
 ];
@@ -80,6 +81,8 @@ pub async fn play(stage: &Stage, scene: Scene, turn: Option<&Point>, point: &Poi
     stage.gate.disarm();
     let late = stage.gate.let_in().await;
     check_late(stage, point, &late).await;
+    let twice = stage.gate.answered_twice();
+    assert!(twice.iter().all(|[first, second]| first == second), "a step once more was answered otherwise: {twice:?}");
     let ended = stage.workflow_after(before, scene.kind()).await;
     judge(stage, scene, point, fault, &ended).await;
     if fault == Fault::ClaimedNotDone {
@@ -115,6 +118,8 @@ async fn see_through(stage: &Stage, scene: Scene, before: i64, point: &Point, fa
             stage.rows(expired).await;
             stage.rows("NOTIFY vbs_workflows").await;
         }
+        // Its caller may have gone on without it meanwhile.
+        Fault::RunTwice => stage.until("run twice", async || !stage.gate.answered_twice().is_empty()).await,
         Fault::NodeGoneAndBackWithNoGeneration => {
             // A repair is not insisted on.
             let tries = if point.kind == "repair_volume" { 1 } else { 2 };

@@ -13,7 +13,7 @@ use futures_util::FutureExt;
 
 use self::gate::Point;
 use self::kills::{KILLS, SHORT_LEASE};
-use self::matrix::FAULTS;
+use self::matrix::{FAULTS, Fault};
 use self::outages::Outage;
 use self::scenes::{SCENES, Scene};
 use self::stage::{CALM, Stage};
@@ -34,34 +34,43 @@ mod stage;
 mod table;
 mod wire;
 
-/// How many are played at once.
+/// How many scenes are played at once.
 const LANES: usize = 6;
+
+/// How many cases are played at once that need no process of their own, and mostly wait.
+const CASES_AT_ONCE: usize = 8;
 
 /// Names the scenes to play, by the beginning of their names, when it is not all.
 const ONLY: &str = "VBS_FAULTS";
 
 #[test]
 fn every_fault_at_every_call_of_every_step_is_seen_through_or_told() {
-    let table = play_all(lanes(), async |(scene, backward)| lane(scene, backward).await);
+    let cases = Mutex::default();
+    let left = Mutex::new(lanes().into_iter());
+    play_all(LANES, vec![(); LANES], async |()| list_cases(&left, &cases).await);
+    let mut cases = cases.into_inner().unwrap();
+    cases.sort_by_key(|case| FAULTS.iter().position(|fault| *fault == case.fault));
+    let left = Mutex::new(cases.into_iter());
+    let table = play_all(CASES_AT_ONCE, vec![(); CASES_AT_ONCE], async |()| play_cases(&left).await);
     report(&table, "Faults that a worker lives through, on simulated nodes over HTTP");
 }
 
 #[test]
 fn a_gateway_that_is_killed_at_any_call_of_any_step_is_followed_by_another() {
-    let table = play_all(lanes(), async |(scene, backward)| killed(scene, backward).await);
+    let table = play_all(LANES, lanes(), async |(scene, backward)| killed(scene, backward).await);
     report(&table, "Gateways killed by SIGKILL, on simulated nodes over HTTP");
 }
 
 #[test]
 fn a_database_that_is_gone_at_any_call_of_any_step_is_waited_for() {
-    let table = play_all(lanes(), async |(scene, backward)| without_database(scene, backward, None).await);
+    let table = play_all(LANES, lanes(), async |(scene, backward)| without_database(scene, backward, None).await);
     report(&table, "Postgres gone for five seconds, on simulated nodes over HTTP");
 }
 
 #[test]
 fn a_database_that_crashes_at_any_call_of_any_step_is_waited_for() {
     let halves = lanes().chunks(SCENES.len()).map(<[_]>::to_vec).collect();
-    let table = play_all(halves, async |lanes: Vec<(Scene, bool)>| {
+    let table = play_all(LANES, halves, async |lanes: Vec<(Scene, bool)>| {
         let server = postgres::Own::start().await;
         let mut played = Played::default();
         for (scene, backward) in lanes {
@@ -92,12 +101,12 @@ fn report(table: &Table, title: &str) {
     }
 }
 
-/// Plays all lanes, some at once, each on a thread and a runtime of its own, and fails when a case does.
-fn play_all<L: Send>(lanes: Vec<L>, play: impl AsyncFn(L) -> Played + Sync) -> Table {
+/// Plays all lanes, so many at once, each on a thread and a runtime of its own, and fails when a case does.
+fn play_all<L: Send>(at_once: usize, lanes: Vec<L>, play: impl AsyncFn(L) -> Played + Sync) -> Table {
     let waiting = Mutex::new(lanes.into_iter());
     let (table, failures) = (Mutex::new(Table::default()), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
-        for _ in 0..LANES {
+        for _ in 0..at_once {
             scope.spawn(|| {
                 loop {
                     let Some(lane) = waiting.lock().unwrap().next() else { return };
@@ -121,33 +130,56 @@ struct Played {
     failures: Vec<String>,
 }
 
-/// Plays all cases of a scene on its way there, or on its ways back.
-async fn lane(scene: Scene, backward: bool) -> Played {
+/// A point of a scene that is struck, with the one that fails for good before it on the way back, and what is done to it.
+struct Case {
+    scene: Scene,
+    turn: Option<Point>,
+    point: Point,
+    fault: Fault,
+}
+
+/// Lists all cases of one scene after another, on its way there or on its ways back, until none is left.
+async fn list_cases(left: &Mutex<impl Iterator<Item = (Scene, bool)>>, cases: &Mutex<Vec<Case>>) -> Played {
     let mut played = Played::default();
-    let mut set = Some(Set::up().await);
-    let found = caught(cases(&set.as_ref().unwrap().stage, scene, backward)).await;
-    let cases = match found {
-        Ok(cases) => cases,
-        Err(words) => {
-            played.failures.push(format!("{scene:?} without a fault: {words}"));
-            return played;
-        }
-    };
-    for (turn, point) in cases {
-        for fault in FAULTS.into_iter().filter(|fault| fault.fits(&point.verb)) {
-            if set.is_none() {
-                set = Some(Set::up().await);
+    let set = Set::up().await;
+    loop {
+        let Some((scene, backward)) = left.lock().unwrap().next() else { return played };
+        match caught(points(&set.stage, scene, backward)).await {
+            Ok(points) => {
+                let mut cases = cases.lock().unwrap();
+                for (turn, point) in points {
+                    let fitting = FAULTS.into_iter().filter(|fault| fault.fits(&point.verb));
+                    cases.extend(fitting.map(|fault| Case { scene, turn: turn.clone(), point: point.clone(), fault }));
+                }
             }
-            let case = matrix::play(&set.as_ref().unwrap().stage, scene, turn.as_ref(), &point, fault);
-            if let Err(words) = caught(case).await {
-                played.failures.push(format!("{scene:?}, {point:?}, turned at {turn:?}, {fault:?}: {words}"));
-                // What is left there is of no use to another case.
-                set = None;
+            // Nothing of any use is left there.
+            Err(words) => {
+                played.failures.push(format!("{scene:?} without a fault: {words}"));
+                return played;
             }
-            played.table.add(&point, &fault);
         }
     }
-    played
+}
+
+/// Plays one case after another until none is left.
+async fn play_cases(left: &Mutex<impl Iterator<Item = Case>>) -> Played {
+    let mut played = Played::default();
+    let mut set = None;
+    loop {
+        let Some(case) = left.lock().unwrap().next() else { return played };
+        if set.is_none() {
+            set = Some(Set::up().await);
+        }
+        let Case { scene, turn, point, fault } = case;
+        let stage = &set.as_ref().expect("it was set up").stage;
+        let outcome = caught(matrix::play(stage, scene, turn.as_ref(), &point, fault)).await;
+        if let Err(words) = outcome {
+            played.failures.push(format!("{scene:?}, {point:?}, turned at {turn:?}, {fault:?}: {words}"));
+            // What is left there is of no use to another case.
+            set = None;
+        }
+        played.table.add(&point, &fault);
+    }
 }
 
 /// Kills gateways at the points of a scene; on the way back, from its furthest step.
@@ -207,7 +239,7 @@ async fn without_database(scene: Scene, backward: bool, own: Option<&postgres::O
 /// The points of a scene, on the way back those from its furthest step, and the stage on which they were found.
 async fn found(scene: Scene, backward: bool, played: &mut Played) -> Option<(Stage, Vec<(Option<Point>, Point)>)> {
     let Set { stage, _gateways } = Set::up().await;
-    match caught(cases(&stage, scene, backward)).await {
+    match caught(points(&stage, scene, backward)).await {
         Ok(mut cases) => {
             let furthest = cases.iter().filter_map(|(turn, _)| turn.as_ref().map(|turn| turn.step)).max();
             cases.retain(|(turn, _)| turn.as_ref().map(|turn| turn.step) == furthest);
@@ -220,9 +252,10 @@ async fn found(scene: Scene, backward: bool, played: &mut Played) -> Option<(Sta
     }
 }
 
-/// The points of a scene that are struck, each with the one that fails for good before it on the way back.
-async fn cases(stage: &Stage, scene: Scene, backward: bool) -> Vec<(Option<Point>, Point)> {
+/// The points of a scene, each with the one that fails for good before it on the way back.
+async fn points(stage: &Stage, scene: Scene, backward: bool) -> Vec<(Option<Point>, Point)> {
     let there = matrix::points(stage, scene, None).await;
+    assert!(!there.is_empty(), "it calls no node");
     if !backward {
         return there.into_iter().map(|point| (None, point)).collect();
     }
