@@ -55,7 +55,7 @@ const VOLUMES: &str = "WITH seen AS (SELECT * FROM unnest($1, $2) AS seen (id, b
      FROM differing d \
      LEFT JOIN volumes v ON v.id = d.id AND v.state <> 'deleted' \
      LEFT JOIN gone g ON g.name = d.id AND g.node = $3 \
-     WHERE d.id NOT IN (SELECT volume_id FROM workflows WHERE finished_at IS NULL \
+     WHERE d.id NOT IN (SELECT volume_id FROM workflows WHERE finished_at IS NULL AND lane >= '' \
         UNION ALL SELECT volume_id FROM workflows WHERE finished_at >= $6)";
 
 /// A snapshot is changed by a workflow whose lock is its id; one in between, which a volume is copied by, has no row at all.
@@ -66,7 +66,7 @@ const SNAPSHOTS: &str = "WITH seen AS (SELECT * FROM unnest($1, $2) AS seen (id,
      SELECT d.id, s.node AS row_node, d.wanted, NULL::integer AS size_gib, d.bytes, g.volume_id AS was_of \
      FROM differing d LEFT JOIN snapshots s ON s.id = d.id \
      LEFT JOIN gone g ON g.name = d.id AND g.node = $3 \
-     WHERE d.id NOT IN (SELECT coalesce(params ->> 'snapshot', lock_key) FROM workflows WHERE finished_at IS NULL \
+     WHERE d.id NOT IN (SELECT coalesce(params ->> 'snapshot', lock_key) FROM workflows WHERE finished_at IS NULL AND lane >= '' \
         UNION ALL SELECT coalesce(params ->> 'snapshot', lock_key) FROM workflows WHERE finished_at >= $6)";
 
 /// The database's clock, to be read before a node is asked.

@@ -30,6 +30,9 @@ pub trait Batch: Send + 'static {
     /// Statements under way. With more, fewer requests share one; with a single one, each waits for the one before: right
     /// where throughput counts and nobody waits for the answer.
     const AT_ONCE: usize = 2;
+    /// Whether a statement beside others waits until it would be as large as the one before, or these are done: right where a
+    /// statement costs much more than a row of it. Else the first that comes back from a large one goes alone.
+    const AS_LARGE: bool = false;
 
     /// Answers all in one statement, in the order in which they were asked.
     fn run(conn: &mut Conn, asked: &[Self::Asked]) -> impl Future<Output = Result<Vec<Self::Answer>>> + Send;
@@ -46,6 +49,15 @@ struct Inner<B: Batch> {
 struct Queue<B: Batch> {
     waiting: Vec<Waiting<B>>,
     under_way: usize,
+    /// Requests in the statement that was begun last.
+    last: usize,
+}
+
+impl<B: Batch> Queue<B> {
+    fn is_due(&self) -> bool {
+        let room = self.under_way < B::AT_ONCE;
+        room && (self.under_way == 0 || !B::AS_LARGE || self.waiting.len() >= self.last)
+    }
 }
 
 type Waiting<B> = (<B as Batch>::Asked, oneshot::Sender<Result<<B as Batch>::Answer>>);
@@ -53,7 +65,7 @@ type Waiting<B> = (<B as Batch>::Asked, oneshot::Sender<Result<<B as Batch>::Ans
 impl<B: Batch> Gather<B> {
     /// Asks over connections of this pool.
     pub fn new(pool: Pool) -> Self {
-        Self(Arc::new(Inner { pool, queue: Mutex::new(Queue { waiting: Vec::new(), under_way: 0 }) }))
+        Self(Arc::new(Inner { pool, queue: Mutex::new(Queue { waiting: Vec::new(), under_way: 0, last: 0 }) }))
     }
 
     /// Asks, alone or with others.
@@ -76,16 +88,20 @@ impl<B: Batch> Inner<B> {
     fn enqueue(&self, waiting: Waiting<B>) -> bool {
         let mut queue = self.queue();
         queue.waiting.push(waiting);
-        let start = queue.under_way < B::AT_ONCE;
+        let start = queue.is_due();
         queue.under_way += usize::from(start);
         start
     }
 
-    /// What goes into the next statement; nothing ends the work of who asked.
+    /// What goes into the next statement of one that is under way; nothing ends the work of who asked.
     fn next(&self) -> Vec<Waiting<B>> {
         let mut queue = self.queue();
-        let count = queue.waiting.len().min(MOST_IN_ONE);
-        queue.under_way -= usize::from(count == 0);
+        queue.under_way -= 1;
+        let count = if queue.is_due() { queue.waiting.len().min(MOST_IN_ONE) } else { 0 };
+        if count > 0 {
+            queue.under_way += 1;
+            queue.last = count;
+        }
         queue.waiting.drain(..count).collect()
     }
 
@@ -161,6 +177,17 @@ mod tests {
         }
     }
 
+    struct Dear;
+
+    impl Batch for Dear {
+        type Asked = ();
+        type Answer = ();
+        const AS_LARGE: bool = true;
+        async fn run(_: &mut Conn, asked: &[()]) -> Result<Vec<()>> {
+            Ok(asked.to_vec())
+        }
+    }
+
     fn nowhere() -> Pool {
         Pool::new("postgres://127.0.0.1:1/nothing", 1).unwrap()
     }
@@ -177,6 +204,20 @@ mod tests {
         // The first to finish takes all that wait, the other finds nothing and leaves.
         assert_eq!((inner.next().len(), inner.next().len()), (2, 0));
         assert!(enqueue(), "a place is free again");
+    }
+
+    #[tokio::test]
+    async fn a_dear_statement_goes_beside_another_only_when_it_is_as_large_and_nobody_is_forgotten() {
+        let Gather(inner) = Gather::<Dear>::new(nowhere());
+        let enqueue = || inner.enqueue(((), oneshot::channel().0));
+        assert!(enqueue() && enqueue(), "until it is known how large the first one is, another may go");
+        assert_eq!((inner.next().len(), inner.next().len()), (2, 0));
+        assert!(!enqueue(), "one beside two is too small");
+        assert!(enqueue(), "two are as large");
+        assert_eq!(inner.next().len(), 2);
+        assert!(!enqueue());
+        assert_eq!(inner.next().len(), 0, "the first to end leaves it to the other");
+        assert_eq!(inner.next().len(), 1, "which is the last, and takes it whatever its size");
     }
 
     #[tokio::test]

@@ -88,8 +88,7 @@ pub struct Accept;
 impl Batch for Accept {
     type Asked = NewVolume;
     type Answer = Option<Volume>;
-    /// Most of its time a statement waits for the disk. Those that were run meanwhile are on it with the next write, all together.
-    const AT_ONCE: usize = 4;
+    const AS_LARGE: bool = true;
 
     async fn run(conn: &mut Conn, asked: &[NewVolume]) -> Result<Vec<Option<Volume>>> {
         // An array of texts for each column of `asked`, an empty one for NULL. JSON would have to be parsed on the other side.
@@ -186,8 +185,8 @@ impl Batch for Made {
     const AT_ONCE: usize = 1;
 
     async fn run(conn: &mut Conn, asked: &[(i64, i64)]) -> Result<Vec<bool>> {
-        // In conditions only what the primary keys find: what a condition on a state or on `finished_at` allows besides, an
-        // index of a part of the table, may look cheaper to a planner that last saw that part empty.
+        // In conditions only what the primary keys find, and as an array: to a planner that last saw the table empty anything
+        // else looks cheaper, be it a look at all rows.
         let texts = |of: fn(&(i64, i64)) -> i64| asked.iter().map(move |row| of(row).to_string());
         let statement: Statement<BigInt> = Statement::new("WITH asked AS (SELECT * FROM unnest(")
             .texts(texts(|row| row.0))
@@ -196,8 +195,8 @@ impl Batch for Made {
             .sql(
                 "::bigint[]) AS asked (id, generation)), \
                  ended AS (UPDATE workflows SET finished_at = now(), lease_owner = NULL, lease_until = NULL, \
-                    outcome = 'succeeded' FROM asked WHERE workflows.id = asked.id AND lease_generation = generation \
-                    AND outcome IS NULL RETURNING workflows.id, volume_id), \
+                    outcome = 'succeeded' FROM asked WHERE workflows.id = ANY (ARRAY(SELECT id FROM asked)) \
+                    AND workflows.id = asked.id AND lease_generation = generation AND outcome IS NULL RETURNING workflows.id, volume_id), \
                  made AS (UPDATE volumes SET state = CASE state WHEN 'creating' THEN 'available' ELSE state END \
                     WHERE id = ANY (ARRAY(SELECT volume_id FROM ended))) \
                  SELECT id FROM ended",

@@ -85,6 +85,12 @@ extern "SQL" {
     fn lane_of(key: Text, volume: Text) -> Text;
 }
 
+/// That a workflow is live, for a query about all of them: the lane says nothing but which index to go by.
+#[diesel::dsl::auto_type]
+fn is_live() -> _ {
+    workflows::finished_at.is_null().and(workflows::lane.ge(""))
+}
+
 /// Enqueues a workflow. Fails on the unique index when one is live for the same lock key.
 pub async fn enqueue(conn: &mut Conn, kind: &str, lock_key: &str, volume: &VolumeId, params: &Value) -> Result<()> {
     diesel::insert_into(workflows::table)
@@ -147,9 +153,9 @@ pub async fn enqueue_if_idle(
     Ok(rows == 1)
 }
 
-/// The lanes that have a live workflow: one look into the index for each.
+/// The lanes that have a live workflow: one look into the index for each, which must be told that it is about lanes.
 const LANES: &str = "WITH RECURSIVE lanes (lane) AS (\
-    (SELECT lane FROM workflows WHERE finished_at IS NULL ORDER BY lane LIMIT 1) \
+    (SELECT lane FROM workflows WHERE finished_at IS NULL AND lane >= '' ORDER BY lane LIMIT 1) \
     UNION ALL SELECT (SELECT w.lane FROM workflows w WHERE w.finished_at IS NULL AND w.lane > lanes.lane \
         ORDER BY w.lane LIMIT 1) FROM lanes WHERE lanes.lane IS NOT NULL)";
 
@@ -164,8 +170,9 @@ const LANES: &str = "WITH RECURSIVE lanes (lane) AS (\
 /// neither those of the volume's other attachments nor a repair of them. Everything else on one volume runs in the order it
 /// was asked for.
 ///
-/// The older one is looked for in a subquery with a LIMIT, which Postgres asks once for each candidate, through the index. A
-/// NOT EXISTS it would make a join of all live workflows, for every claim of a few.
+/// The older one is looked for in a subquery with a LIMIT, which Postgres asks once for each candidate, through the index of the
+/// volumes' live workflows. A NOT EXISTS it would make a join of all live workflows, for every claim of a few; and `older.id` as it is
+/// would let it go through the primary key, for all that are older.
 pub async fn claim(
     conn: &mut Conn,
     owner: &str,
@@ -190,7 +197,7 @@ pub async fn claim(
                 WHERE w.lane = room.lane \
                 AND finished_at IS NULL AND not_before <= now() AND (lease_until IS NULL OR lease_until < now()) \
                 AND (SELECT true FROM workflows older \
-                    WHERE older.volume_id = w.volume_id AND older.finished_at IS NULL AND older.id < w.id \
+                    WHERE older.volume_id = w.volume_id AND older.finished_at IS NULL AND older.id + 0 < w.id \
                     AND 'delete_snapshot' NOT IN (w.kind, older.kind) \
                     AND NOT (older.kind IN ('create_snapshot', 'copy_volume') \
                         AND (older.step > 0 OR older.direction = 'backward') AND w.kind <> 'delete_volume') \
@@ -449,7 +456,7 @@ pub async fn list(conn: &mut Conn, all: bool, limit: i64) -> Result<Vec<Workflow
     let mut query =
         workflows::table.select(Workflow::as_select()).order(workflows::id.desc()).limit(limit).into_boxed();
     if !all {
-        query = query.filter(workflows::finished_at.is_null());
+        query = query.filter(is_live());
     }
     Ok(query.load(conn).await?)
 }
@@ -490,7 +497,7 @@ pub async fn changing_among(conn: &mut Conn, volumes: &[&str], since: DateTime<U
 
 /// Whether a repair is under way.
 pub async fn any_repair(conn: &mut Conn) -> Result<bool> {
-    let live = workflows::kind.eq("repair_volume").and(workflows::finished_at.is_null());
+    let live = workflows::kind.eq("repair_volume").and(is_live());
     Ok(diesel::select(diesel::dsl::exists(workflows::table.filter(live))).get_result(conn).await?)
 }
 
@@ -536,7 +543,7 @@ pub async fn is_overtaken(conn: &mut Conn, volume: &str, generation: i64) -> Res
 
 /// How many workflows are live.
 pub async fn count_live(conn: &mut Conn) -> Result<i64> {
-    Ok(workflows::table.filter(workflows::finished_at.is_null()).count().get_result(conn).await?)
+    Ok(workflows::table.filter(is_live()).count().get_result(conn).await?)
 }
 
 /// Forgets workflows that ended more than a week ago.
