@@ -110,8 +110,11 @@ async fn choose(conn: &mut Conn, request: &Request) -> ApiResult<Vec<VolumeId>> 
     }
     // Whoever changes an attachment holds the volume: those that are still there stay.
     let attached = attachments::volumes_of_instance(conn, instance).await?;
-    if let Some(stray) = request.excluded.iter().find(|volume| !attached.contains(volume)) {
-        return Err(invalid_value(format!("Volume '{stray}' is not attached to instance '{instance}'.")));
+    let strays = request.excluded.iter().filter(|volume| !attached.contains(volume));
+    let refusals: Vec<String> =
+        strays.map(|stray| format!("Volume '{stray}' is not attached to instance '{instance}'.")).collect();
+    if !refusals.is_empty() {
+        return Err(invalid_value(refusals.join(" ")));
     }
     let chosen: Vec<VolumeId> = attached.into_iter().filter(|volume| !request.excluded.contains(volume)).collect();
     if chosen.is_empty() {

@@ -165,6 +165,11 @@ pub fn lower_first(name: &str) -> String {
     chars.next().map_or_else(String::new, |first| first.to_lowercase().chain(chars).collect())
 }
 
+/// All of a caller's own texts, each clipped: clients read the names at fault out of a message.
+pub fn clip_each(texts: &[&str]) -> String {
+    texts.iter().map(|text| clip(text)).collect::<Vec<_>>().join(", ")
+}
+
 /// The beginning of a caller's own text: an answer need not be as long as the question.
 pub fn clip(text: &str) -> &str {
     match text.char_indices().nth(200) {

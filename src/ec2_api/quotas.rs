@@ -27,12 +27,15 @@ pub fn has_some(api: &Api, call: &Call) -> bool {
 /// the rows that it will.
 pub async fn take_snapshots(api: &Api, conn: &mut Conn, account: &str, volumes: &[&VolumeId]) -> ApiResult<()> {
     let most = i64::from(api.quotas.pending_snapshots);
+    let mut full = Vec::new();
     for volume in volumes {
         if snapshots::count_pending(conn, volume).await? >= most {
-            let text =
-                format!("Maximum allowed in-progress snapshots for a single volume exceeded ({most}): {volume}.");
-            return Err(ApiError::new("ConcurrentSnapshotLimitExceeded", text));
+            full.push(volume.as_str());
         }
+    }
+    if !full.is_empty() {
+        let text = "Maximum allowed in-progress snapshots for a single volume exceeded";
+        return Err(ApiError::new("ConcurrentSnapshotLimitExceeded", format!("{text} ({most}): {}.", full.join(", "))));
     }
     let wanted = Counts { snapshots: i64::try_from(volumes.len()).unwrap_or(i64::MAX), ..Counts::default() };
     take(api, conn, account, wanted).await

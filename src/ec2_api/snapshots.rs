@@ -82,15 +82,16 @@ pub(super) fn outposts() -> ApiError {
     unsupported("Outposts and local snapshots are not supported.")
 }
 
-/// Refuses a description that is too long.
+/// Refuses a description that is too long, or that goes beyond ASCII, as EC2 does.
 pub(super) fn check_description(description: &str) -> ApiResult<()> {
-    if description.chars().count() <= MAX_DESCRIPTION {
+    let why = if description.chars().count() > MAX_DESCRIPTION {
+        format!("It must be at most {MAX_DESCRIPTION} characters long.")
+    } else if !description.is_ascii() {
+        "Character sets beyond ASCII are not supported.".to_owned()
+    } else {
         return Ok(());
-    }
-    Err(invalid_value(format!(
-        "Value ({}) for parameter description is invalid. It must be at most {MAX_DESCRIPTION} characters long.",
-        clip(description)
-    )))
+    };
+    Err(invalid_value(format!("Value ({}) for parameter description is invalid. {why}", clip(description))))
 }
 
 /// The volume to take a snapshot of, held so that its state stays until the transaction ends.

@@ -11,7 +11,7 @@ use crate::db::{Conn, describe_instances, describe_snapshots, describe_volumes};
 use crate::ids::{Id, Instance, InstanceId, Kind, Snapshot, SnapshotId, VolumeId};
 
 use super::error::{ApiError, ApiResult};
-use super::faults::{self, clip, invalid_value, missing};
+use super::faults::{self, clip, clip_each, invalid_value, missing};
 use super::filters::{self, Filter};
 use super::paging::{Onward, PageParams, PageRules};
 use super::query::{Params, TagParam};
@@ -204,7 +204,7 @@ impl Resources {
             [] => Ok(resources),
             [one] => Err(ApiError::new("InvalidID", format!("The ID '{}' is not valid", clip(one)))),
             many => {
-                let text = format!("The IDs '{}' are not valid", clip(&many.join(", ")));
+                let text = format!("The IDs '{}' are not valid", clip_each(many));
                 Err(ApiError::new("InvalidID", text))
             }
         }
@@ -271,6 +271,9 @@ mod tests {
         };
         assert_eq!(refusal(&["vol-0123abcd", "ami-0123abcd"]), "The ID 'ami-0123abcd' is not valid");
         assert_eq!(refusal(&["x", "vol-0123abcd", "snap-1"]), "The IDs 'snap-1, x' are not valid");
+        let many: Vec<String> = (10..40).map(|number| format!("vol-none{number}")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert_eq!(refusal(&many), format!("The IDs '{}' are not valid", many.join(", ")));
         assert_eq!(refusal(&[]), "The request must contain the parameter resourceIdSet");
     }
 }

@@ -4,7 +4,7 @@
 //! life.
 
 use super::error::ApiResult;
-use super::faults::{clip, invalid_value};
+use super::faults::{clip_each, invalid_value};
 use super::filters::{self, Filter};
 use super::query::Params;
 use super::region::Zone;
@@ -104,7 +104,7 @@ pub fn describe_regions(api: &Api, call: &Call, mut params: Params) -> ApiResult
 /// Refuses the names that are not known, each by its name.
 fn refuse_unknown(text: &str, asked: &[String], is_known: impl Fn(&str) -> bool) -> ApiResult<()> {
     let unknown: Vec<&str> = asked.iter().map(String::as_str).filter(|name| !is_known(name)).collect();
-    if unknown.is_empty() { Ok(()) } else { Err(invalid_value(format!("{text}[{}]", clip(&unknown.join(", "))))) }
+    if unknown.is_empty() { Ok(()) } else { Err(invalid_value(format!("{text}[{}]", clip_each(&unknown)))) }
 }
 
 /// An attribute that zones here do not have matches nothing.

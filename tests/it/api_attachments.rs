@@ -1,6 +1,8 @@
 //! AttachVolume, DetachVolume and DescribeInstances over HTTP.
 
 use vbs::db::instances::{self, Assigned};
+use vbs::delegate::ErrorKind;
+use vbs::delegate::sim::{Fault, FaultKind};
 use vbs::ids::InstanceId;
 
 use diesel_async::RunQueryDsl;
@@ -118,6 +120,27 @@ async fn refused_attaches_say_what_clients_search_for_and_change_nothing() {
     }
     assert_eq!(cloud.volume_state(&other).await, "available");
     cloud.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_is_not_ready_and_a_machine_that_is_off_are_refused_by_name() {
+    let cloud = Cloud::start().await;
+    let instance = cloud.instances().await[1].clone();
+    let refusal = async |volume: &str| {
+        cloud
+            .client
+            .fails("AttachVolume", &[("VolumeId", volume), ("InstanceId", &instance), ("Device", "/dev/sdf")])
+            .await
+    };
+    cloud.sim.push_fault(Fault::once("ensure_volume", FaultKind::FailBefore(ErrorKind::Fatal)));
+    let made = cloud.client.ok("CreateVolume", &[("AvailabilityZone", "us-east-1a"), ("Size", "1")]).await;
+    let volume = made.text("volumeId");
+    cloud.volume_becomes(&volume, "error").await;
+    assert_eq!(refusal(&volume).await, ("IncorrectState".into(), format!("{volume} is not 'available'.")));
+    cloud.sim.stop_machine("vm-2");
+    cloud.sweep().await;
+    let volume = cloud.volume().await;
+    assert_eq!(refusal(&volume).await, ("IncorrectState".into(), format!("Instance '{instance}' is not 'running'.")));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -25,6 +25,9 @@ async fn a_snapshot_is_answered_and_described_with_the_elements_clients_need() {
     assert_eq!((answer.text("status"), answer.text("volumeSize")), ("pending".into(), "1".into()));
     assert!(answer.body.contains("<progress/><ownerId>123456789012</ownerId>"), "{}", answer.body);
     assert_eq!(answer.text("description"), "before <the> upgrade");
+    let beyond = cloud.client.fails("CreateSnapshot", &[("VolumeId", &volume), ("Description", "vör")]).await;
+    let text = "Value (vör) for parameter description is invalid. Character sets beyond ASCII are not supported.";
+    assert_eq!(beyond, ("InvalidParameterValue".into(), text.into()));
     let id = answer.text("snapshotId");
     cloud.snapshot_becomes(&id, "completed").await;
     let shown = cloud.client.ok("DescribeSnapshots", &[("SnapshotId.1", &id), ("MaxResults", "0")]).await;

@@ -60,7 +60,15 @@ async fn a_snapshot_is_answered_once_it_is_cut_and_is_pending_with_its_progress_
     assert_eq!(copying.shown(&snapshot).await, ("pending".into(), "0%".into()));
     let zone = ("AvailabilityZone", "us-east-1a");
     let refused = copying.cloud.client.fails("CreateVolume", &[zone, ("SnapshotId", &snapshot)]).await;
-    assert_eq!(refused.0, "IncorrectState");
+    assert_eq!(refused, ("IncorrectState".into(), "Snapshot is in invalid state - pending".into()));
+    let shared = [("SnapshotId", snapshot.as_str()), ("Attribute", "createVolumePermission")];
+    let to_all = [&shared[..], &[("OperationType", "add"), ("UserGroup.1", "all")]].concat();
+    copying.cloud.client.ok("ModifySnapshotAttribute", &to_all).await;
+    let asked = [("SourceSnapshotId", snapshot.as_str()), ("SourceRegion", "us-east-1")];
+    let copy = copying.cloud.client.ok("CopySnapshot", &asked).await.text("snapshotId");
+    let failed = copying.cloud.client.ok("DescribeSnapshots", &[("SnapshotId.1", &copy)]).await;
+    assert_eq!(failed.text("status"), "error");
+    assert_eq!(failed.text("statusMessage"), "Source snapshot is not complete");
     copying.cloud.sim.copy_in_background(1);
     let mut seen = 0;
     copying.cloud.until("copied", async || copying.shown(&snapshot).await.1 != "0%").await;
