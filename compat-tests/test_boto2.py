@@ -88,6 +88,16 @@ def test_tags_and_filters(conn, volume):
     assert conn.get_all_volumes([volume.id])[0].tags == {"Name": "a name"}
 
 
+def test_status_and_attributes(conn, volume):
+    (status,) = conn.get_all_volume_status([volume.id])
+    assert (status.id, status.zone, status.volume_status.status) == (volume.id, "us-east-1a", "ok")
+    assert not status.events and not status.actions
+    assert conn.enable_volume_io(volume.id)
+    for wanted in (True, False):
+        assert conn.modify_volume_attribute(volume.id, "AutoEnableIO", str(wanted).lower())
+        assert conn.get_volume_attribute(volume.id).attrs == {"autoEnableIO": wanted}
+
+
 def test_zones_and_regions(conn):
     assert [(z.name, z.state) for z in conn.get_all_zones()] == [(f"us-east-1{z}", "available") for z in "abc"]
     assert [r.name for r in conn.get_all_regions()] == ["us-east-1"]

@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 from botocore.exceptions import ClientError
 
-from conftest import boto3_client
+from conftest import Account, boto3_client
 from running import until
 
 ZONE = "us-east-1a"
@@ -228,14 +228,12 @@ def test_500_names_are_one_filter(driver, disks):
     assert code == "FilterLimitExceeded" and "200" in text
 
 
-def test_many_volumes_go_to_two_instances_at_once_and_come_back(driver, disks, vbs):
+def test_many_volumes_go_to_an_instance_at_once_and_come_back(driver, disks, vbs):
     made = list(disks(16).values())
     names = [f"/dev/xvd{a}{b}" for a in "bcd" for b in "abcdefghijklmnopqrstuvwx"]
-    locks = {instance: threading.Lock() for instance in vbs.instances}
-    # The second instance is in another zone.
-    instance = vbs.instances[0]
+    instance, lock = vbs.instances[0], threading.Lock()
     with ThreadPoolExecutor(16) as pool:
-        devices = list(pool.map(lambda volume: driver.attach(volume, instance, names, locks[instance]), made))
+        devices = list(pool.map(lambda volume: driver.attach(volume, instance, names, lock), made))
     assert len(set(devices)) == len(made)
     assert driver.refusal(
         driver.ec2.attach_volume, Device=devices[0], InstanceId=instance, VolumeId=made[0]
@@ -246,6 +244,7 @@ def test_many_volumes_go_to_two_instances_at_once_and_come_back(driver, disks, v
     # Each is a success for the driver, since it is what it wanted.
     for volume in made[:3]:
         driver.detach(volume, instance)
+    # The second instance is in another zone.
     zone_mismatch = driver.refusal(
         driver.ec2.attach_volume, Device="/dev/xvdba", InstanceId=vbs.instances[1], VolumeId=made[0]
     )
@@ -329,3 +328,56 @@ def test_a_volume_is_cloned(driver, disks):
         driver.poll("available", copies[0]["VolumeId"], lambda found: found["State"] == "available")
     finally:
         driver.delete(copies[0]["VolumeId"])
+
+
+def test_a_thousand_ids_of_a_status_and_of_snapshots_are_one_call_each(driver, disks):
+    made = list(disks(4).values())
+    unknown = [f"vol-{number:017x}" for number in range(0xFEDC00000, 0xFEDC00000 + 996)]
+    code, text = driver.refusal(driver.ec2.describe_volume_status, VolumeIds=made + unknown)
+    assert code == "InvalidVolume.NotFound" and set(VOLUME_ID.findall(text)) == set(unknown)
+    code, text = driver.refusal(driver.ec2.describe_volumes_modifications, VolumeIds=made + unknown[:496])
+    assert code == "InvalidVolume.NotFound" and set(VOLUME_ID.findall(text)) == set(unknown[:496])
+    unknown = [f"snap-{number:017x}" for number in range(0xFEDC00000, 0xFEDC00000 + 1000)]
+    code, text = driver.refusal(driver.ec2.describe_snapshots, SnapshotIds=unknown)
+    assert code == "InvalidSnapshot.NotFound" and set(re.findall("snap-[a-z0-9]+", text)) == set(unknown)
+
+
+def test_fifty_machines_are_one_call_and_unknown_ones_are_taken_out(driver, vbs):
+    unknown = [f"i-{number:017x}" for number in range(0xFEDC00000, 0xFEDC00000 + 48)]
+    code, text = driver.refusal(driver.ec2.describe_instances, InstanceIds=[*vbs.instances, *unknown])
+    assert code == "InvalidInstanceID.NotFound" and set(re.findall("i-[a-z0-9]+", text)) == set(unknown)
+    found = driver.ec2.describe_instances(InstanceIds=list(vbs.instances))["Reservations"]
+    assert {machine["InstanceId"] for one in found for machine in one["Instances"]} == set(vbs.instances)
+
+
+def test_each_quota_has_the_code_that_it_branches_on(vbs):
+    number = vbs.operator("account", "create", "csi")
+    driver = Driver(Account(vbs.endpoint, *vbs.operator("access-key", "create", "csi").split()))
+
+    def quota(**most):
+        vbs.operator("account", "quota", number, *(word for name in most for word in (f"--{name}", str(most[name]))))
+
+    name = f"pvc-{uuid4()}"
+    volume, _ = driver.create_disk(name)
+    try:
+        quota(volumes=1)
+        assert driver.refusal(driver.create_disk, name=f"pvc-{uuid4()}")[0] == "VolumeLimitExceeded"
+        assert driver.by_name([name]) == {name: volume}, "what it looks for then, since it may have been made before"
+        assert driver.create_disk(name)[0] == volume, "a repetition is no second volume"
+        quota(volumes="none", iops=100)
+        assert driver.refusal(driver.create_disk, name=f"pvc-{uuid4()}", size=4, VolumeType="io1", Iops=101)[0] == "MaxIOPSLimitExceeded"
+        quota(iops="none", gib=1)
+        assert driver.refusal(driver.modify, volume=volume, Size=2)[0] == "VolumeModificationSizeLimitExceeded"
+        quota(gib="none", snapshots=0)
+        assert driver.refusal(driver.ec2.create_snapshot, VolumeId=volume)[0] == "SnapshotLimitExceeded"
+    finally:
+        driver.delete(volume)
+
+
+def test_what_it_can_do_without_is_refused_by_name(driver):
+    snapshot = "snap-0fedcba9876543210"
+    for call, parameters in (
+        (driver.ec2.lock_snapshot, {"SnapshotId": snapshot, "LockMode": "governance", "LockDuration": 1}),
+        (driver.ec2.enable_fast_snapshot_restores, {"AvailabilityZones": [ZONE], "SourceSnapshotIds": [snapshot]}),
+    ):
+        assert driver.refusal(call, **parameters)[0] == "UnsupportedOperation"

@@ -12,20 +12,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import wait
+from conftest import remove_volume, wait
 from running import until
 
 FAST = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 ZONES = ["us-east-1a", "us-east-1b", "us-east-1c"]
+NAMES = ["a*b", "ab", "a?b", "ä b", "", "a\\b", "%"]
 
 
 @pytest.fixture(scope="module")
-def volumes(ec2):
-    """Fourteen volumes of all kinds, and the tag that they and no others have."""
+def volumes(ec2, vbs):
+    """Fifteen volumes of all kinds, two of them attached and one made from a snapshot, and the tag that they and no others have."""
     mark = f"p-{uuid4().hex}"
     made = []
     for number in range(14):
-        tags = [{"Key": mark, "Value": "x"}, {"Key": "Name", "Value": ["a*b", "ab", "a?b", "ä b", "", "a\\b", "%"][number % 7]}]
+        tags = [{"Key": mark, "Value": "x"}, {"Key": "Name", "Value": NAMES[number % 7]}]
         kind = ["gp2", "gp3", "standard"][number % 3]
         volume = ec2.create_volume(
             AvailabilityZone=ZONES[number % 2], Size=number // 2 + 1, VolumeType=kind,
@@ -33,31 +34,110 @@ def volumes(ec2):
         )  # fmt: skip
         made.append(volume["VolumeId"])
     wait(ec2, "volume_available", VolumeIds=made)
+    snapshot = ec2.create_snapshot(VolumeId=made[1])["SnapshotId"]
+    wait(ec2, "snapshot_completed", SnapshotIds=[snapshot])
+    copy = ec2.create_volume(
+        AvailabilityZone=ZONES[2], SnapshotId=snapshot, VolumeInitializationRate=150,
+        TagSpecifications=[{"ResourceType": "volume", "Tags": [{"Key": mark, "Value": "x"}]}],
+    )["VolumeId"]  # fmt: skip
+    made.append(copy)
+    wait(ec2, "volume_available", VolumeIds=[copy])
+    for volume, device in ((made[0], "/dev/sdw"), (made[2], "xvdx")):
+        ec2.attach_volume(VolumeId=volume, InstanceId=vbs.instances[0], Device=device)
+        until("attached", lambda volume=volume: attachments(ec2, volume) == ["attached"])
     yield mark, ec2.describe_volumes(VolumeIds=made)["Volumes"]
+    ec2.delete_snapshot(SnapshotId=snapshot)
     for volume in made:
-        ec2.delete_volume(VolumeId=volume)
+        remove_volume(ec2, volume)
 
 
-FIELDS = {
-    "volume-id": lambda v: [v["VolumeId"]],
-    "size": lambda v: [str(v["Size"])],
-    "volume-type": lambda v: [v["VolumeType"]],
+def attachments(ec2, volume):
+    (found,) = ec2.describe_volumes(VolumeIds=[volume])["Volumes"]
+    return [attachment["State"] for attachment in found["Attachments"]]
+
+
+@pytest.fixture(scope="module")
+def snapshots(ec2, volumes):
+    """Twelve snapshots of three volumes, and the tag that they and no others have."""
+    mark, everything = volumes
+    made = []
+    for number in range(12):
+        tags = [{"Key": mark, "Value": "x"}, {"Key": "Name", "Value": NAMES[number % 7]}]
+        made.append(
+            ec2.create_snapshot(
+                VolumeId=everything[number % 3]["VolumeId"], Description=["", "a*b", "ab", "1%"][number % 4],
+                TagSpecifications=[{"ResourceType": "snapshot", "Tags": tags[: 1 + number % 2]}],
+            )["SnapshotId"]
+        )  # fmt: skip
+        wait(ec2, "snapshot_completed", SnapshotIds=made[-1:])
+    yield mark, ec2.describe_snapshots(SnapshotIds=made)["Snapshots"]
+    for snapshot in made:
+        ec2.delete_snapshot(SnapshotId=snapshot)
+
+
+def instant(time):
+    return f"{time:%Y-%m-%dT%H:%M:%S}.{time.microsecond // 1000:03}Z"
+
+
+def flag(value):
+    return str(value).lower()
+
+
+def of_attachments(name, text=str):
+    return lambda volume: [text(attachment[name]) for attachment in volume["Attachments"]]
+
+
+TAGGED = {
+    "tag:Name": lambda r: [tag["Value"] for tag in r.get("Tags", []) if tag["Key"] == "Name"],
+    "tag-key": lambda r: [tag["Key"] for tag in r.get("Tags", [])],
+    "tag-value": lambda r: [tag["Value"] for tag in r.get("Tags", [])],
+}
+VOLUME = TAGGED | {
+    "attachment.attach-time": of_attachments("AttachTime", instant),
+    "attachment.delete-on-termination": of_attachments("DeleteOnTermination", flag),
+    "attachment.device": of_attachments("Device"),
+    "attachment.instance-id": of_attachments("InstanceId"),
+    "attachment.status": of_attachments("State"),
     "availability-zone": lambda v: [v["AvailabilityZone"]],
-    "create-time": lambda v: [f"{v['CreateTime']:%Y-%m-%dT%H:%M:%S}.{v['CreateTime'].microsecond // 1000:03}Z"],
-    "status": lambda v: [v["State"]],
-    "encrypted": lambda v: [str(v["Encrypted"]).lower()],
-    "multi-attach-enabled": lambda v: [str(v["MultiAttachEnabled"]).lower()],
+    "availability-zone-id": lambda v: [v["AvailabilityZoneId"]],
+    "create-time": lambda v: [instant(v["CreateTime"])],
+    "encrypted": lambda v: [flag(v["Encrypted"])],
+    # There is neither of it, so all are without.
+    "fast-restored": lambda v: ["false"],
+    "operator.managed": lambda v: ["false"],
+    "operator.principal": lambda v: [],
+    "multi-attach-enabled": lambda v: [flag(v["MultiAttachEnabled"])],
+    "size": lambda v: [str(v["Size"])],
     # That of a blank volume is shown, empty.
     "snapshot-id": lambda v: [v["SnapshotId"]],
-    "tag:Name": lambda v: [tag["Value"] for tag in v["Tags"] if tag["Key"] == "Name"],
-    "tag-key": lambda v: [tag["Key"] for tag in v["Tags"]],
-    "tag-value": lambda v: [tag["Value"] for tag in v["Tags"]],
+    "status": lambda v: [v["State"]],
+    "volume-id": lambda v: [v["VolumeId"]],
+    "volume-initialization-rate": lambda v: [str(v["VolumeInitializationRate"])] if "VolumeInitializationRate" in v else [],
+    "volume-type": lambda v: [v["VolumeType"]],
+}
+SNAPSHOT = TAGGED | {
+    "description": lambda s: [s["Description"]],
+    "encrypted": lambda s: [flag(s["Encrypted"])],
+    "owner-id": lambda s: [s["OwnerId"]],
+    "progress": lambda s: [s["Progress"]],
+    "snapshot-id": lambda s: [s["SnapshotId"]],
+    "start-time": lambda s: [instant(s["StartTime"])],
+    "status": lambda s: [s["State"]],
+    "storage-tier": lambda s: [s["StorageTier"]],
+    "volume-id": lambda s: [s["VolumeId"]],
+    "volume-size": lambda s: [str(s["VolumeSize"])],
+}
+TAG = {
+    "key": lambda t: [t["Key"]],
+    "resource-id": lambda t: [t["ResourceId"]],
+    "resource-type": lambda t: [t["ResourceType"]],
+    "value": lambda t: [t["Value"]],
 }
 WORDS = ["gp2", "gp3", "g*", "?p2", "us-east-1a", "us-east-1?", "1", "3", "available", "true", "false", "Name", "x", "ab", "a*b"]
 WORDS += [r"a\*b", r"a\?b", "a?b", "*", "", "?", "%", "_", r"a\\b", "ä*", "vol-*", "VOL-*", "a" * 255]
+WORDS += ["attached", "in-use", "/dev/sdw", "xvd?", "i-*", "snap-*", "*150", "completed", "standard", "100%", "use1-az?", "volume"]
 WORDS += ["20*", "*Z", "?0*:??.*", "*T*1?Z", "* *", "*1", "*?", "20??-*-*T??:??:??.???Z", "*0??Z"]
 VALUES = st.lists(st.one_of(st.sampled_from(WORDS), st.text("ab*?\\% ä1", max_size=5)), min_size=1, max_size=4)
-FILTERS = st.dictionaries(st.sampled_from(sorted(FIELDS)), VALUES, min_size=1, max_size=3)
 
 
 def pattern(value):
@@ -67,41 +147,89 @@ def pattern(value):
     return "".join(meaning.get(part) or re.escape(part[1:] if len(part) == 2 else part) for part in parts)
 
 
-def holds(volume, filters):
+def holds(fields, resource, filters):
     return all(
-        any(re.fullmatch(pattern(value), text, flags=re.DOTALL) for value in values for text in FIELDS[name](volume))
+        any(re.fullmatch(pattern(value), text, flags=re.DOTALL) for value in values for text in fields[name](resource))
         for name, values in filters.items()
     )
 
 
-def test_any_filters_select_what_their_definition_says(ec2, volumes):
-    _, everything = volumes
-    ours = {volume["VolumeId"] for volume in everything}
+def check_filters(fields, everything, name, describe):
+    """Asks for any filters, and works out what they must select of `everything`; others may have resources too."""
+    ours = {name(resource) for resource in everything}
 
     @FAST
-    @given(FILTERS)
+    @given(st.dictionaries(st.sampled_from(sorted(fields)), VALUES, min_size=1, max_size=3))
     def check(filters):
-        asked = [{"Name": name, "Values": values} for name, values in filters.items()]
-        # As they are, since one alone is looked up otherwise than several; other tests have volumes too.
-        found = {volume["VolumeId"] for volume in ec2.describe_volumes(Filters=asked)["Volumes"]}
-        wanted = {volume["VolumeId"] for volume in everything if holds(volume, filters)}
-        assert found & ours == wanted
+        # As they are, since one alone is looked up otherwise than several.
+        asked = [{"Name": filter, "Values": values} for filter, values in filters.items()]
+        found = [name(resource) for resource in describe(Filters=asked)]
+        assert len(found) == len(set(found))
+        assert set(found) & ours == {name(resource) for resource in everything if holds(fields, resource, filters)}
 
     check()
 
 
-def test_pages_joined_are_the_whole_while_others_come_and_go(ec2, volumes):
+def test_any_filters_select_the_volumes_that_their_definition_says(ec2, volumes):
+    _, everything = volumes
+    check_filters(VOLUME, everything, lambda v: v["VolumeId"], lambda **asked: ec2.describe_volumes(**asked)["Volumes"])
+
+
+@pytest.mark.parametrize("scope", [{}, {"OwnerIds": ["self"]}, {"RestorableByUserIds": ["self"]}])
+def test_any_filters_select_the_snapshots_that_their_definition_says(ec2, snapshots, scope):
+    _, everything = snapshots
+    describe = lambda **asked: ec2.describe_snapshots(**asked, **scope)["Snapshots"]  # noqa: E731
+    check_filters(SNAPSHOT, everything, lambda s: s["SnapshotId"], describe)
+
+
+def test_any_filters_select_the_tags_that_their_definition_says(ec2, volumes, snapshots):
+    resources = {v["VolumeId"] for v in volumes[1]} | {s["SnapshotId"] for s in snapshots[1]}
+    everything = [tag for tag in ec2.describe_tags()["Tags"] if tag["ResourceId"] in resources]
+    assert len(everything) > len(resources)
+    check_filters(TAG, everything, lambda t: (t["ResourceId"], t["Key"]), lambda **asked: ec2.describe_tags(**asked)["Tags"])
+
+
+def come_and_go_volumes(ec2, mark, _):
+    made = ec2.create_volume(
+        AvailabilityZone="us-east-1c", Size=1,
+        TagSpecifications=[{"ResourceType": "volume", "Tags": [{"Key": mark, "Value": "x"}]}],
+    )["VolumeId"]  # fmt: skip
+    ec2.delete_volume(VolumeId=made)
+
+
+def come_and_go_snapshots(ec2, mark, volume):
+    made = ec2.create_snapshot(
+        VolumeId=volume, TagSpecifications=[{"ResourceType": "snapshot", "Tags": [{"Key": mark, "Value": "x"}]}]
+    )["SnapshotId"]
+    wait(ec2, "snapshot_completed", SnapshotIds=[made])
+    ec2.delete_snapshot(SnapshotId=made)
+
+
+def come_and_go_tags(ec2, mark, volume):
+    tags = [{"Key": f"{mark}{letter}", "Value": "x"} for letter in "abc"]
+    ec2.create_tags(Resources=[volume], Tags=tags)
+    ec2.delete_tags(Resources=[volume], Tags=tags)
+
+
+@pytest.mark.parametrize("kind", ["volumes", "snapshots", "tags"])
+def test_pages_joined_are_the_whole_while_others_come_and_go(ec2, volumes, snapshots, kind):
     mark, everything = volumes
-    stable = {volume["VolumeId"] for volume in everything}
+    if kind == "tags":
+        query = {"Filters": [{"Name": "key", "Values": [f"{mark}*"]}]}
+        change, listed = come_and_go_tags, "Tags"
+        name = lambda found: (found["ResourceId"], found["Key"])  # noqa: E731
+        stable = {(v["VolumeId"], mark) for v in everything} | {(s["SnapshotId"], mark) for s in snapshots[1]}
+    else:
+        query = {"Filters": [{"Name": f"tag:{mark}", "Values": ["x"]}]}
+        change, listed = (come_and_go_volumes, "Volumes") if kind == "volumes" else (come_and_go_snapshots, "Snapshots")
+        key = listed[:-1] + "Id"
+        name = lambda found: found[key]  # noqa: E731
+        stable = {name(found) for found in (everything if kind == "volumes" else snapshots[1])}
     over = threading.Event()
 
     def come_and_go():
         while not over.is_set():
-            made = ec2.create_volume(
-                AvailabilityZone="us-east-1c", Size=1,
-                TagSpecifications=[{"ResourceType": "volume", "Tags": [{"Key": mark, "Value": "x"}]}],
-            )["VolumeId"]  # fmt: skip
-            ec2.delete_volume(VolumeId=made)
+            change(ec2, mark, everything[4]["VolumeId"])
 
     others = threading.Thread(target=come_and_go)
     others.start()
@@ -110,11 +238,8 @@ def test_pages_joined_are_the_whole_while_others_come_and_go(ec2, volumes):
         @settings(FAST, max_examples=25)
         @given(st.integers(5, 9))
         def check(size):
-            paginator = ec2.get_paginator("describe_volumes")
-            pages = paginator.paginate(
-                Filters=[{"Name": f"tag:{mark}", "Values": ["x"]}], PaginationConfig={"PageSize": size}
-            )
-            found = [volume["VolumeId"] for page in pages for volume in page["Volumes"]]
+            pages = ec2.get_paginator(f"describe_{kind}").paginate(**query, PaginationConfig={"PageSize": size})
+            found = [name(resource) for page in pages for resource in page[listed]]
             assert len(found) == len(set(found)), "nothing is shown twice"
             assert stable <= set(found), "nothing that stays is skipped"
 
@@ -122,8 +247,8 @@ def test_pages_joined_are_the_whole_while_others_come_and_go(ec2, volumes):
     finally:
         over.set()
         others.join()
-    query = {"Filters": [{"Name": f"tag:{mark}", "Values": ["x"]}]}
-    until("the others to go", lambda: {v["VolumeId"] for v in ec2.describe_volumes(**query)["Volumes"]} == stable)
+    describe = getattr(ec2, f"describe_{kind}")
+    until("the others to go", lambda: {name(found) for found in describe(**query)[listed]} == stable)
 
 
 def test_what_is_sent_in_the_form_comes_back_the_same(ec2, volumes):

@@ -59,6 +59,20 @@ MATRIX = {
     "ModifyVolumeAttribute": "ids",
     "ResetSnapshotAttribute": "ids",
 }
+# What an action must be told for there to be anything that it would change: without, it is refused before it looks at the ids.
+REAL = {
+    "ModifyInstanceAttribute": {
+        "BlockDeviceMapping.1.DeviceName": "/dev/sdr",
+        "BlockDeviceMapping.1.Ebs.DeleteOnTermination": "true",
+    },
+    "ModifySnapshotAttribute": {
+        "Attribute": "createVolumePermission",
+        "OperationType": "add",
+        "UserId.1": "123456789012",
+    },
+    "ModifyVolume": {"Size": "9"},
+    "ModifyVolumeAttribute": {"AutoEnableIO.Value": "true"},
+}
 # What changes of itself between two answers.
 PASSING = re.compile(rb"<(requestId|RequestID)>[^<]*</\1>")
 
@@ -106,10 +120,14 @@ def theirs(ec2, vbs):
 
 
 @pytest.fixture(scope="module")
-def own(strangers_ec2):
-    """The stranger's things; it has no instance."""
+def own(owner, strangers_ec2, vbs):
+    """The stranger's things; its instance, which is the owner's again afterwards, has no volumes."""
+    owners_account = boto3_client(owner, "sts").get_caller_identity()["Account"]
+    instance = vbs.instances[1]
+    vbs.operator("instance", "assign", instance, "stranger")
     made, _ = made_by(strangers_ec2, None)
-    yield made | {"instance": "i-0fedcba98765432ff"}
+    yield made | {"instance": instance}
+    vbs.operator("instance", "assign", instance, owners_account)
     for snapshot in strangers_ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"]:
         strangers_ec2.delete_snapshot(SnapshotId=snapshot["SnapshotId"])
     for volume in (made["attached"], made["free"]):
@@ -120,13 +138,14 @@ def requests(action, foreign, own):
     """The action with ids of others at every place where an id can be, at all of them and at one at a time."""
     mixed = [foreign] + [own | {key: foreign[key]} for key in ("free", "snapshot", "instance", "attached")]
     for world in mixed:
-        yield good(action, world)
+        alone = good(action, world) | REAL.get(action, {})
+        yield alone
         for parameter in model.parameters(action):
             last = re.sub(r"(\.\d+)+$", "", parameter.name).rpartition(".")[2]
             kind = {"SourceVolumeId": "free", "VolumeId": "free", "ExcludeDataVolumeId": "attached"}.get(last)
             kind = kind or {"SnapshotId": "snapshot", "SourceSnapshotId": "snapshot", "InstanceId": "instance"}.get(last)
             for name in [kind] if kind else ["free", "snapshot", "instance"] if last == "ResourceId" else []:
-                yield good(action, world) | with_it(action, parameter.name) | {parameter.name: world[name]}
+                yield alone | with_it(action, parameter.name) | {parameter.name: world[name]}
 
 
 def answer(account, action, parameters, foreign):
@@ -142,18 +161,26 @@ def is_of_others(parameters, foreign):
     return any(value in foreign.values() for value in parameters.values())
 
 
-def state(account):
+def state(account, foreign):
     """All that an account has, as it is described."""
     actions = ("Volumes", "Snapshots", "Tags", "Instances", "VolumesModifications", "VolumeStatus")
     answers = {action: PASSING.sub(b"", call(account, Action=f"Describe{action}").body) for action in actions}
-    attributes = call(account, Action="DescribeInstanceAttribute", Attribute="blockDeviceMapping").body
-    return answers | {"attributes": PASSING.sub(b"", attributes)}
+    for kind, name, attribute in (
+        ("Instance", "instance", "blockDeviceMapping"),
+        ("Snapshot", "snapshot", "createVolumePermission"),
+        ("Volume", "free", "autoEnableIO"),
+    ):
+        asked = {f"{kind}Id": foreign[name], "Attribute": attribute}
+        got = call(account, Action=f"Describe{kind}Attribute", **asked)
+        assert got.status == 200, got.body
+        answers[attribute] = PASSING.sub(b"", got.body)
+    return answers
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_what_is_anothers_is_as_if_it_were_not_there(owner, stranger, supported, theirs, own, dry_run):  # noqa: F811
     foreign, _ = theirs
-    before = state(owner)
+    before = state(owner, foreign)
     faults, crossed = [], set()
     trial = {"DryRun": "true"} if dry_run else {}
     for action in supported:
@@ -170,7 +197,7 @@ def test_what_is_anothers_is_as_if_it_were_not_there(owner, stranger, supported,
             if got != wanted:
                 faults.append((action, parameters, got, wanted))
     assert not faults, "\n".join(map(str, faults))
-    assert state(owner) == before, "nothing of it was changed"
+    assert state(owner, foreign) == before, "nothing of it was changed"
     with_ids = {action for action in supported if any(model_ids(action))}
     assert crossed == with_ids == those("ids"), "every action that takes an id was tried"
 
