@@ -5,6 +5,7 @@ that share nothing but a key, and gives all back to a `vbs dev` in the end. So b
 """
 
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from conftest import Account, boto3_client, remove_volume, wait
-from running import PROGRAM, REPOSITORY, Dev, Process, directory, free_port, toml, until
+from running import PROGRAM, REPOSITORY, Dev, Process, directory, free_port, processes_of, toml, until
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +111,29 @@ def test_in_one_process_and_in_several_and_back_again(place):
         ec2 = client_of(again.env)
         assert attached(ec2, kept), "what one process attached the next one keeps"
         remove_volume(ec2, kept)
+
+
+def test_the_command_of_the_readme_and_what_it_says_about_going_on(place):
+    """`scripts/demo --keep` with a program that is built: what it prints is done as it says."""
+    environment = {**os.environ, "VBS_BIN": str(PROGRAM), "TMPDIR": str(place)}
+    command = [REPOSITORY / "scripts" / "demo", "--keep"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    to_use, _, to_stop = done.stdout.partition("To stop it")
+    exports = "\n".join(re.findall(r"^ +(export .*)$", to_use, flags=re.MULTILINE))
+    (stop,) = re.findall(r"^ +(kill .*)$", to_stop, flags=re.MULTILINE)
+    (work,) = place.glob("vbs-demo.*")
+    try:
+        aws = Path(sys.executable).with_name("aws")
+        seen = shell(f"{exports}\n{aws} ec2 describe-instances --query 'length(Reservations)'")
+        assert seen.strip() == "1"
+    finally:
+        shell(stop)
+    assert not work.exists() and not processes_of(work)
+
+
+def shell(text):
+    return subprocess.run(["bash", "-ec", text], capture_output=True, text=True, timeout=120, check=True).stdout
 
 
 def attached(ec2, volume):

@@ -7,7 +7,6 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use hyper::StatusCode;
 use hyper::header::{ALLOW, HeaderValue};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -105,7 +104,6 @@ impl Gateway {
     /// Serves until `stop`. Dropped, it ends where it stands, as a crash would end it.
     pub async fn run(self, listener: TcpListener, stop: CancellationToken) -> Result<(), GatewayError> {
         info!(address = %listener.local_addr()?, "serving");
-        make_room(&self.config);
         // The workers go on while the last requests are finished, which may still enqueue work.
         let served = CancellationToken::new();
         let workers = AbortOnDropHandle::new(tokio::spawn(workers::run(self.context.clone(), served.clone())));
@@ -184,25 +182,6 @@ impl Front {
                 plain(StatusCode::SERVICE_UNAVAILABLE, "the database does not answer")
             }
         }
-    }
-}
-
-/// Lets this process have as many files open as its connections may be; the usual limit is 1,024.
-fn make_room(config: &Config) {
-    /// For nodes, logs and whatever else.
-    const BESIDE: usize = 1024;
-    let wanted = (config.gateway.server.max_connections + config.database.pool + BESIDE) as u64;
-    let limit = getrlimit(Resource::Nofile);
-    if limit.current.is_none_or(|current| current >= wanted) {
-        return;
-    }
-    let current = limit.maximum.map_or(wanted, |maximum| maximum.min(wanted));
-    let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(current), ..limit });
-    if raised.is_err() || current < wanted {
-        warn!(
-            wanted,
-            "fewer files may be open at once than connections are allowed: raise the limit, or lower max_connections"
-        );
     }
 }
 

@@ -140,9 +140,10 @@ impl Account {
             Self::Delete(named) => {
                 let mut conn = named.file.connect().await?;
                 let account = find(&mut conn, &named.account).await?;
-                accounts::delete(&mut conn, &account.id)
-                    .await
-                    .map_err(|e| format!("{} cannot be deleted while it has keys or resources: {e}", account.name))?;
+                accounts::delete(&mut conn, &account.id).await.map_err(|e| {
+                    let why = "while it has keys or resources, or deleted ones of the last day";
+                    format!("{} cannot be deleted {why}: {e}", account.name)
+                })?;
             }
         }
         Ok(())

@@ -3,6 +3,7 @@
 //! A file a table. Functions take a connection, so that a caller can put several into one transaction; none opens one of
 //! its own. Only the database's clock counts: no time of this process is ever written.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -167,15 +168,14 @@ pub async fn is_current(conn: &mut Conn) -> Result<bool> {
     use diesel::migration::MigrationSource;
     #[derive(diesel::QueryableByName)]
     struct Row {
-        #[diesel(sql_type = diesel::sql_types::BigInt)]
-        count: i64,
+        #[diesel(sql_type = diesel::sql_types::Text)]
+        version: String,
     }
+    let applied: Vec<Row> =
+        diesel_async::RunQueryDsl::load(diesel::sql_query("SELECT version FROM __diesel_schema_migrations"), conn)
+            .await?;
     let known =
-        MigrationSource::<diesel::pg::Pg>::migrations(&MIGRATIONS).map_err(|e| Error::Migration(e.to_string()))?.len();
-    let row: Row = diesel_async::RunQueryDsl::get_result(
-        diesel::sql_query("SELECT count(*) AS count FROM __diesel_schema_migrations"),
-        conn,
-    )
-    .await?;
-    Ok(usize::try_from(row.count).is_ok_and(|applied| applied >= known))
+        MigrationSource::<diesel::pg::Pg>::migrations(&MIGRATIONS).map_err(|e| Error::Migration(e.to_string()))?;
+    let applied: HashSet<String> = applied.into_iter().map(|row| row.version).collect();
+    Ok(known.iter().all(|migration| applied.contains(&migration.name().version().to_string())))
 }

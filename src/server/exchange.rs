@@ -88,7 +88,9 @@ pub(super) fn refuse_unread<H: Handler>(handler: &H, head: &[u8]) -> Bytes {
     let id = new_id();
     let Response { status, headers, body } = handler.refuse(&id, refusal);
     tracing::info!(request_id = id, status = status.as_u16(), "a request's head could not be read");
-    let mut out = format!("HTTP/1.1 {status}\r\n{REQUEST_ID}: {id}\r\n").into_bytes();
+    // RFC 9110, section 5.6.7.
+    let date = chrono::Utc::now().format("%a, %d %b %Y %H:%M:%S GMT");
+    let mut out = format!("HTTP/1.1 {status}\r\ndate: {date}\r\n{REQUEST_ID}: {id}\r\n").into_bytes();
     for (name, value) in &headers {
         out.extend_from_slice(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
     }

@@ -247,6 +247,7 @@ async fn a_head_that_cannot_be_read_is_refused_in_the_roles_own_words_also_after
             client.write_all(sent.as_bytes()).await.unwrap();
             let (head, body) = answer(&mut client).await;
             assert!(head.starts_with(&format!("http/1.1 {status}")) && body.starts_with("<refused>"), "{head}{body}");
+            assert!(head.contains("\r\ndate: ") && head.contains(" gmt\r\n"), "{head}");
             let id = head.split_once("x-amzn-requestid: ").unwrap().1.split("\r\n").next().unwrap();
             assert!(body.contains(id) && is_closed(&mut client).await, "{head}{body}");
         }
