@@ -90,15 +90,15 @@ class Process:
         self.assert_runs()
         return text in self.log.read_text(errors="replace")
 
-    def stop(self, seconds=60):
+    def stop(self, seconds=60, by=signal.SIGTERM):
         """Asks it to end, and expects it to end well."""
         self.assert_runs()
-        self.child.send_signal(signal.SIGTERM)
+        self.child.send_signal(by)
         try:
             status = self.child.wait(seconds)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise AssertionError(f"{self.name} has not ended {seconds} s after SIGTERM:\n{self.tail()}") from None
+            raise AssertionError(f"{self.name} has not ended {seconds} s after {by.name}:\n{self.tail()}") from None
         assert status == 0, f"{self.name} ended with {status}:\n{self.tail()}"
 
     def kill(self):
@@ -142,11 +142,11 @@ class Dev:
         assert done.returncode == 0, f"{arguments}: {done.stderr}"
         return done.stdout.strip()
 
-    def stop(self):
+    def stop(self, by=signal.SIGTERM):
         """Ends it; nothing that it started may be left."""
         children = self.children()
         assert children, "vbs dev has no record of its Postgres"
-        self.process.stop()
+        self.process.stop(by=by)
         left = [child for child in children if runs(child)]
         assert not left and not processes_of(self.data), f"vbs dev left behind {left}, {processes_of(self.data)}"
 

@@ -154,3 +154,8 @@ def test_all_that_was_answered_comes_true_after_a_crash(power):
             }
             assert not wrong, f"resource: (known, found): {wrong}"
             until("the workflows to finish", lambda: not dev.operator("workflow", "list"))
+
+
+def test_ctrl_c_ends_all_that_was_started_too():
+    with directory() as made:
+        Dev(made / "data", "--sim").stop(by=signal.SIGINT)
