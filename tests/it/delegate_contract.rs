@@ -499,11 +499,19 @@ async fn a_node_that_was_restarted_or_says_nonsense_is_worth_another_try() {
     node.join().unwrap();
 }
 
-#[tokio::test]
-async fn the_file_and_tgt_drivers_keep_the_contract() {
-    let (tgtd, dir) = (Tgtd::start(), tempfile::tempdir().unwrap());
+/// A storage node of files in a directory, which a tgtd exports.
+pub async fn files(tgtd: &Tgtd, dir: &TempDir) -> Guarded<LocalStorage> {
     let config = tgtd.storage(dir.path());
     let local = Arc::new(LocalStorage::open(&config, &CancellationToken::new()).await.unwrap());
-    let guarded = Guarded::open(local, dir.path()).await.unwrap();
-    storage_contract(&guarded).await;
+    Guarded::open(local, dir.path()).await.unwrap()
+}
+
+#[tokio::test]
+async fn the_file_and_tgt_drivers_keep_the_contract_also_over_http() {
+    let (tgtd, dir, keys) = (Tgtd::start(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let storage = Arc::new(files(&tgtd, &dir).await);
+    storage_contract(&*storage).await;
+    let key = node_key(&keys);
+    let served = serve(StorageService::new("storage-1", &key, storage).unwrap(), &key, config::Server::default());
+    storage_contract(&Client::new("storage-1", &served).unwrap()).await;
 }

@@ -6,11 +6,15 @@ use std::io::{Read, Seek, SeekFrom};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tempfile::TempDir;
 use vbs::config;
+use vbs::delegate::client::Client;
+use vbs::delegate::guard::Guarded;
+use vbs::delegate::server::VmmService;
 use vbs::delegate::vmm::qemu::Qemu;
 use vbs::delegate::vmm::qmp::Qmp;
 use vbs::delegate::{
@@ -22,6 +26,7 @@ use vbs::dev::guest_image::{self, GuestImage};
 use vbs::dev::guests::{Guest, PROGRAM};
 use vbs::ids::{SnapshotId, VolumeId};
 
+use crate::support::tgtd::Tgtd;
 use crate::{delegate_contract, monitor_faults};
 
 pub const MACHINE: &str = "vm-1";
@@ -246,6 +251,7 @@ async fn a_guest_gets_uses_keeps_and_loses_disks_as_it_is_told() {
     a_guest_that_holds_on_is_busy_until_force_cuts_it_off(&lab).await;
     force_stops_a_guest_in_the_middle_of_writing(&lab).await;
     a_disk_is_as_fast_as_its_limits_allow(&lab).await;
+    the_contract_is_kept_also_over_http(&lab).await;
     a_target_that_comes_back_frees_a_machine_that_waits_for_it(&mut lab).await;
     a_machine_that_hangs_is_not_a_machine_that_is_gone(&mut lab).await;
 }
@@ -453,6 +459,20 @@ async fn force_stops_a_guest_in_the_middle_of_writing(lab: &Lab) {
     let after = volume.bytes();
     lab.guest_runs("stop-writer").await;
     assert!(volume.bytes() == after);
+}
+
+/// With a storage node's own drivers at the other end.
+async fn the_contract_is_kept_also_over_http(lab: &Lab) {
+    let (tgtd, volumes, keys) = (Tgtd::start(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let storage = delegate_contract::files(&tgtd, &volumes).await;
+    let dir = lab.dir.path().join("contract");
+    let qemu = Arc::new(Qemu::start(&dir, &driver_config(lab.dir.path())).await.unwrap());
+    let qemu = Arc::new(Guarded::open(qemu, &dir).await.unwrap());
+    delegate_contract::vmm_contract(&storage, &*qemu, MACHINE).await;
+    let key = delegate_contract::node_key(&keys);
+    let service = VmmService::new("vmm-1", &key, qemu).unwrap();
+    let served = delegate_contract::serve(service, &key, config::Server::default());
+    delegate_contract::vmm_contract(&storage, &Client::new("vmm-1", &served).unwrap(), MACHINE).await;
 }
 
 async fn a_target_that_comes_back_frees_a_machine_that_waits_for_it(lab: &mut Lab) {
