@@ -244,6 +244,7 @@ fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_gets_uses_keeps_and_loses_disks_as_it_is_told() {
     let mut lab = Lab::start().await;
+    a_line_is_heard_whole_while_orphans_end(&lab).await;
     a_disk_comes_is_written_to_and_goes(&lab).await;
     a_wrong_secret_leaves_nothing_behind(&lab).await;
     monitor_faults::whatever_the_monitor_answers_row_and_machine_agree(&lab).await;
@@ -254,6 +255,16 @@ async fn a_guest_gets_uses_keeps_and_loses_disks_as_it_is_told() {
     the_contract_is_kept_also_over_http(&lab).await;
     a_target_that_comes_back_frees_a_machine_that_waits_for_it(&mut lab).await;
     a_machine_that_hangs_is_not_a_machine_that_is_gone(&mut lab).await;
+}
+
+/// Busybox's shell forgets what it has read of a line when a process of its own ends meanwhile.
+async fn a_line_is_heard_whole_while_orphans_end(lab: &Lab) {
+    // One ends every 10 ms for two seconds, which is ten times as long as the lines below take.
+    lab.guest_runs("for n in $(seq 200); do (usleep $((n * 10000)) &); done").await;
+    for line in 0..40 {
+        let answer = console::run(&lab.guest.serial_socket(), ":", Duration::from_secs(10)).await;
+        assert!(matches!(&answer, Ok((_, 0))), "line {line}: {answer:?}");
+    }
 }
 
 async fn a_disk_comes_is_written_to_and_goes(lab: &Lab) {

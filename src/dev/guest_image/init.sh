@@ -16,9 +16,13 @@ dmesg -n 1
 exec </dev/ttyS0 >/dev/ttyS0 2>&1
 stty raw -echo
 printf '\nguest ready\n'
+# The lines are read by a child, not by the first process: that one is told of every orphan that ends, and a shell that is
+# told something while it reads begins its line anew and forgets what it has of it.
+sh -c '
 while read -r token seconds command; do
     [ -n "$command" ] || continue
     timeout "$seconds" sh -c "$command" </dev/null
-    printf '\n%s done %s\n' "$token" "$?"
+    printf "\n%s done %s\n" "$token" "$?"
 done
+'
 poweroff -f
