@@ -75,6 +75,38 @@ def snapshots(ec2, volumes):
         ec2.delete_snapshot(SnapshotId=snapshot)
 
 
+@pytest.fixture(scope="module")
+def modifications(ec2):
+    """Of five volumes, each modified in another way."""
+    gp2, io2 = {"VolumeType": "gp2"}, {"VolumeType": "io2", "Iops": 100}
+    ways = [(gp2, {"Size": 5}), (gp2, {"VolumeType": "gp3"}), (io2, {"Size": 5, "Iops": 200})]
+    ways += [(io2, {"MultiAttachEnabled": True}), (io2, {"Iops": 150})]
+    made = []
+    for kind, change in ways:
+        volume = ec2.create_volume(AvailabilityZone=ZONES[0], Size=4, **kind)["VolumeId"]
+        made.append(volume)
+        wait(ec2, "volume_available", VolumeIds=[volume])
+        ec2.modify_volume(VolumeId=volume, **change)
+
+    def settled():
+        found = ec2.describe_volumes_modifications(VolumeIds=made)["VolumesModifications"]
+        return {m["ModificationState"] for m in found} == {"completed"} and found
+
+    yield until("modified", settled)
+    for volume in made:
+        remove_volume(ec2, volume)
+
+
+@pytest.fixture(scope="module")
+def instances(ec2, vbs, volumes):
+    """The two that there are, one of them with tags, each with what its reservation tells of it."""
+    tags = [{"Key": "Name", "Value": "a*b"}, {"Key": "ab", "Value": "x"}]
+    ec2.create_tags(Resources=vbs.instances[:1], Tags=tags)
+    found = ec2.describe_instances(InstanceIds=vbs.instances)["Reservations"]
+    yield [instance | reservation for reservation in found for instance in reservation["Instances"]]
+    ec2.delete_tags(Resources=vbs.instances[:1], Tags=tags)
+
+
 def instant(time):
     return f"{time:%Y-%m-%dT%H:%M:%S}.{time.microsecond // 1000:03}Z"
 
@@ -127,6 +159,59 @@ SNAPSHOT = TAGGED | {
     "volume-id": lambda s: [s["VolumeId"]],
     "volume-size": lambda s: [str(s["VolumeSize"])],
 }
+STATUS = {
+    "attachment-status.instance-id": lambda s: [a["InstanceId"] for a in s.get("AttachmentStatuses", [])],
+    "attachment-status.io-performance": lambda s: [a["IoPerformance"] for a in s.get("AttachmentStatuses", [])],
+    "availability-zone": lambda s: [s["AvailabilityZone"]],
+    "event.event-id": lambda s: [event["EventId"] for event in s["Events"]],
+    "volume-status.details-name": lambda s: [detail["Name"] for detail in s["VolumeStatus"]["Details"]],
+    "volume-status.details-status": lambda s: [detail["Status"] for detail in s["VolumeStatus"]["Details"]],
+    "volume-status.status": lambda s: [s["VolumeStatus"]["Status"]],
+}
+MODIFICATION = {
+    "modification-state": lambda m: [m["ModificationState"]],
+    "original-iops": lambda m: [str(m["OriginalIops"])] if "OriginalIops" in m else [],
+    "original-multi-attach-enabled": lambda m: [flag(m["OriginalMultiAttachEnabled"])],
+    "original-size": lambda m: [str(m["OriginalSize"])],
+    "original-volume-type": lambda m: [m["OriginalVolumeType"]],
+    "start-time": lambda m: [instant(m["StartTime"])],
+    "target-iops": lambda m: [str(m["TargetIops"])] if "TargetIops" in m else [],
+    "target-multi-attach-enabled": lambda m: [flag(m["TargetMultiAttachEnabled"])],
+    "target-size": lambda m: [str(m["TargetSize"])],
+    "target-volume-type": lambda m: [m["TargetVolumeType"]],
+    "volume-id": lambda m: [m["VolumeId"]],
+}
+
+
+def of_mappings(name, text=str):
+    return lambda instance: [text(mapping["Ebs"][name]) for mapping in instance["BlockDeviceMappings"]]
+
+
+INSTANCE = TAGGED | {
+    "architecture": lambda i: [i["Architecture"]],
+    "availability-zone": lambda i: [i["Placement"]["AvailabilityZone"]],
+    "availability-zone-id": lambda i: [i["Placement"]["AvailabilityZoneId"]],
+    "block-device-mapping.attach-time": of_mappings("AttachTime", instant),
+    "block-device-mapping.delete-on-termination": of_mappings("DeleteOnTermination", flag),
+    "block-device-mapping.device-name": lambda i: [mapping["DeviceName"] for mapping in i["BlockDeviceMappings"]],
+    "block-device-mapping.status": of_mappings("Status"),
+    "block-device-mapping.volume-id": of_mappings("VolumeId"),
+    "ebs-optimized": lambda i: [flag(i["EbsOptimized"])],
+    "hypervisor": lambda i: [i["Hypervisor"]],
+    # No machine here has an image.
+    "image-id": lambda i: [],
+    "instance-id": lambda i: [i["InstanceId"]],
+    "instance-state-code": lambda i: [str(i["State"]["Code"])],
+    "instance-state-name": lambda i: [i["State"]["Name"]],
+    "instance-type": lambda i: [i["InstanceType"]],
+    "launch-time": lambda i: [instant(i["LaunchTime"])],
+    "owner-id": lambda i: [i["OwnerId"]],
+    "private-dns-name": lambda i: [i["PrivateDnsName"]],
+    "reservation-id": lambda i: [i["ReservationId"]],
+    "root-device-name": lambda i: [i["RootDeviceName"]],
+    "root-device-type": lambda i: [i["RootDeviceType"]],
+    "virtualization-type": lambda i: [i["VirtualizationType"]],
+}
 TAG = {
     "key": lambda t: [t["Key"]],
     "resource-id": lambda t: [t["ResourceId"]],
@@ -136,6 +221,7 @@ TAG = {
 WORDS = ["gp2", "gp3", "g*", "?p2", "us-east-1a", "us-east-1?", "1", "3", "available", "true", "false", "Name", "x", "ab", "a*b"]
 WORDS += [r"a\*b", r"a\?b", "a?b", "*", "", "?", "%", "_", r"a\\b", "ä*", "vol-*", "VOL-*", "a" * 255]
 WORDS += ["attached", "in-use", "/dev/sdw", "xvd?", "i-*", "snap-*", "*150", "completed", "standard", "100%", "use1-az?", "volume"]
+WORDS += ["ok", "io-*", "not-applicable", "normal", "io?", "100", "?00", "*5*", "running", "16", "xen", "r-*", "vm-*", "hvm", "4"]
 WORDS += ["20*", "*Z", "?0*:??.*", "*T*1?Z", "* *", "*1", "*?", "20??-*-*T??:??:??.???Z", "*0??Z"]
 VALUES = st.lists(st.one_of(st.sampled_from(WORDS), st.text("ab*?\\% ä1", max_size=5)), min_size=1, max_size=4)
 
@@ -187,6 +273,25 @@ def test_any_filters_select_the_tags_that_their_definition_says(ec2, volumes, sn
     everything = [tag for tag in ec2.describe_tags()["Tags"] if tag["ResourceId"] in resources]
     assert len(everything) > len(resources)
     check_filters(TAG, everything, lambda t: (t["ResourceId"], t["Key"]), lambda **asked: ec2.describe_tags(**asked)["Tags"])
+
+
+def test_any_filters_select_the_volume_statuses_that_their_definition_says(ec2, volumes):
+    ids = [volume["VolumeId"] for volume in volumes[1]]
+    everything = ec2.describe_volume_status(VolumeIds=ids)["VolumeStatuses"]
+    describe = lambda **asked: ec2.describe_volume_status(**asked)["VolumeStatuses"]  # noqa: E731
+    check_filters(STATUS, everything, lambda s: s["VolumeId"], describe)
+
+
+def test_any_filters_select_the_modifications_that_their_definition_says(ec2, modifications):
+    describe = lambda **asked: ec2.describe_volumes_modifications(**asked)["VolumesModifications"]  # noqa: E731
+    check_filters(MODIFICATION, modifications, lambda m: m["VolumeId"], describe)
+
+
+def test_any_filters_select_the_instances_that_their_definition_says(ec2, instances):
+    def describe(**asked):
+        return [i for reservation in ec2.describe_instances(**asked)["Reservations"] for i in reservation["Instances"]]
+
+    check_filters(INSTANCE, instances, lambda i: i["InstanceId"], describe)
 
 
 def come_and_go_volumes(ec2, mark, _):
