@@ -52,11 +52,11 @@ class Driver:
         """Makes a volume, or finds the one that it has made: the token is made of the name."""
         tag = {"ResourceType": "volume", "Tags": [{"Key": PVC, "Value": name}, {"Key": "ebs.csi.aws.com/cluster", "Value": "true"}]}
         token = hashlib.sha256((name if attempt == 1 else f"{name}-{attempt}").encode()).hexdigest()
-        wanted = {"Size": size, "VolumeType": "gp3", "ClientToken": token, "TagSpecifications": [tag]} | more
+        wanted = {"AvailabilityZone": ZONE, "Size": size, "VolumeType": "gp3", "ClientToken": token, "TagSpecifications": [tag]} | more
         if snapshot:
             wanted["SnapshotId"] = snapshot
         try:
-            made = self.ec2.create_volume(AvailabilityZone=ZONE, Encrypted=False, **wanted)
+            made = self.ec2.create_volume(Encrypted=False, **wanted)
         except ClientError as error:
             if error.response["Error"]["Code"] == "IdempotentParameterMismatch" and attempt < 3:
                 return self.create_disk(name, size, snapshot, attempt + 1, **more)
@@ -228,26 +228,25 @@ def test_500_names_are_one_filter(driver, disks):
     assert code == "FilterLimitExceeded" and "200" in text
 
 
-def test_many_volumes_go_to_an_instance_at_once_and_come_back(driver, disks, vbs):
-    made = list(disks(16).values())
+def test_many_volumes_go_to_two_instances_at_once_and_come_back(driver, disks, vbs):
+    one, other = vbs.instances
+    made = {volume: one for volume in disks(12).values()}
+    made |= {volume: other for volume in disks(12, AvailabilityZone="us-east-1b").values()}
     names = [f"/dev/xvd{a}{b}" for a in "bcd" for b in "abcdefghijklmnopqrstuvwx"]
-    instance, lock = vbs.instances[0], threading.Lock()
-    with ThreadPoolExecutor(16) as pool:
-        devices = list(pool.map(lambda volume: driver.attach(volume, instance, names, lock), made))
-    assert len(set(devices)) == len(made)
-    assert driver.refusal(
-        driver.ec2.attach_volume, Device=devices[0], InstanceId=instance, VolumeId=made[0]
-    )[0] == "VolumeInUse"
-    assert driver.refusal(driver.ec2.delete_volume, VolumeId=made[0])[0] == "VolumeInUse"
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(lambda volume: driver.detach(volume, instance), made))
+    # The driver chooses names under a lock for each machine.
+    locks = {one: threading.Lock(), other: threading.Lock()}
+    with ThreadPoolExecutor(len(made)) as pool:
+        devices = list(pool.map(lambda volume: driver.attach(volume, made[volume], names, locks[made[volume]]), made))
+    assert len({*zip(made.values(), devices)}) == len(made)
+    volume = next(iter(made))
+    again = driver.refusal(driver.ec2.attach_volume, Device=devices[0], InstanceId=one, VolumeId=volume)
+    assert again[0] == "VolumeInUse"
+    assert driver.refusal(driver.ec2.delete_volume, VolumeId=volume)[0] == "VolumeInUse"
+    with ThreadPoolExecutor(len(made)) as pool:
+        list(pool.map(lambda volume: driver.detach(volume, made[volume]), made))
     # Each is a success for the driver, since it is what it wanted.
-    for volume in made[:3]:
-        driver.detach(volume, instance)
-    # The second instance is in another zone.
-    zone_mismatch = driver.refusal(
-        driver.ec2.attach_volume, Device="/dev/xvdba", InstanceId=vbs.instances[1], VolumeId=made[0]
-    )
+    driver.detach(volume, one)
+    zone_mismatch = driver.refusal(driver.ec2.attach_volume, Device="/dev/xvdba", InstanceId=other, VolumeId=volume)
     assert zone_mismatch[0] == "InvalidVolume.ZoneMismatch"
 
 
