@@ -231,6 +231,19 @@ def pytest_collection_finish(session):
     LEDGER.whole = is_whole(session.config, session.items)
 
 
+def pytest_sessionfinish(session):
+    """One of several processes that share the tests (pytest-xdist) hands in what it has noted."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["ledger"] = LEDGER.noted()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    # One that crashed has handed in nothing; its tests have failed.
+    if ledger := getattr(node, "workeroutput", {}).get("ledger"):
+        LEDGER.add(ledger)
+
+
 def pytest_terminal_summary(terminalreporter, exitstatus):
     if not LEDGER.sent_in:
         return

@@ -26,6 +26,23 @@ class Ledger:
         """Notes that `client`, a distribution's name or one that was told, sends `action` in the test that runs."""
         self.sent_in[client, action].add(self.test)
 
+    def noted(self):
+        """All of it in plain values, as one process can send it to another."""
+        return {
+            "sent_in": [[client, action, sorted(tests)] for (client, action), tests in self.sent_in.items()],
+            "whole": self.whole,
+            "versions": self.versions,
+            "not_run": self.not_run,
+        }
+
+    def add(self, noted):
+        """Takes in what another process has `noted` in a run of the same tests."""
+        for client, action, tests in noted["sent_in"]:
+            self.sent_in[client, action].update(tests)
+        self.whole = noted["whole"]
+        self.versions |= noted["versions"]
+        self.not_run |= noted["not_run"]
+
     def table(self):
         """A table in Markdown: actions down, clients across, how many tests used it in each cell."""
         clients = sorted({client for client, _ in self.sent_in})

@@ -11,13 +11,18 @@
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use diesel::result::{DatabaseErrorKind, Error as QueryError};
 use futures_util::FutureExt;
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use super::{Conn, Error, Pool, Result};
 
+/// How long a request waits for company that would make a statement as large as the one before. Several times what such a
+/// statement takes, since one that hangs must not hold up those behind it.
+const PATIENCE: Duration = Duration::from_millis(25);
 /// Requests in one statement.
 const MOST_IN_ONE: usize = 100;
 
@@ -30,8 +35,8 @@ pub trait Batch: Send + 'static {
     /// Statements under way. With more, fewer requests share one; with a single one, each waits for the one before: right
     /// where throughput counts and nobody waits for the answer.
     const AT_ONCE: usize = 2;
-    /// Whether a statement beside others waits until it would be as large as the one before, or these are done: right where a
-    /// statement costs much more than a row of it. Else the first that comes back from a large one goes alone.
+    /// Whether a statement beside others waits until it would be as large as the one before, or these are done, or
+    /// [`PATIENCE`] is: right where a statement costs much more than a row of it. Else the first that comes back from a large one goes alone.
     const AS_LARGE: bool = false;
 
     /// Answers all in one statement, in the order in which they were asked.
@@ -70,12 +75,24 @@ impl<B: Batch> Gather<B> {
 
     /// Asks, alone or with others.
     pub async fn ask(&self, asked: B::Asked) -> Result<B::Answer> {
-        let (answer, answered) = oneshot::channel();
+        let (answer, mut answered) = oneshot::channel();
         if self.0.enqueue((asked, answer)) {
-            // A task of its own, since others will depend on it and this caller may hang up.
-            tokio::spawn(self.0.clone().work());
+            self.start();
         }
-        answered.await.unwrap_or_else(|_| Err(Error::Connection("a shared statement broke off".into())))
+        if B::AS_LARGE {
+            if let Ok(told) = timeout(PATIENCE, &mut answered).await {
+                return told.unwrap_or_else(|_| Err(broken_off()));
+            }
+            if self.0.give_way() {
+                self.start();
+            }
+        }
+        answered.await.unwrap_or_else(|_| Err(broken_off()))
+    }
+
+    fn start(&self) {
+        // A task of its own, since others will depend on it and this caller may hang up.
+        tokio::spawn(self.0.clone().work());
     }
 }
 
@@ -88,6 +105,18 @@ impl<B: Batch> Inner<B> {
     fn enqueue(&self, waiting: Waiting<B>) -> bool {
         let mut queue = self.queue();
         queue.waiting.push(waiting);
+        let start = queue.is_due();
+        queue.under_way += usize::from(start);
+        start
+    }
+
+    /// What waits need not become as many as are under way. Tells whether somebody must start to work.
+    fn give_way(&self) -> bool {
+        let mut queue = self.queue();
+        if queue.waiting.is_empty() {
+            return false;
+        }
+        queue.last = queue.last.min(queue.waiting.len());
         let start = queue.is_due();
         queue.under_way += usize::from(start);
         start
@@ -159,6 +188,10 @@ fn refused(error: &Error) -> bool {
     }
 }
 
+fn broken_off() -> Error {
+    Error::Connection("a shared statement broke off".into())
+}
+
 fn no_answer() -> Error {
     Error::Connection("a shared statement gave no answer".into())
 }
@@ -218,6 +251,19 @@ mod tests {
         assert!(!enqueue());
         assert_eq!(inner.next().len(), 0, "the first to end leaves it to the other");
         assert_eq!(inner.next().len(), 1, "which is the last, and takes it whatever its size");
+    }
+
+    #[tokio::test]
+    async fn a_dear_statement_that_hangs_holds_nobody_up() {
+        let Gather(inner) = Gather::<Dear>::new(nowhere());
+        let enqueue = || inner.enqueue(((), oneshot::channel().0));
+        assert!(enqueue() && enqueue());
+        assert_eq!((inner.next().len(), inner.next().len()), (2, 0));
+        assert!(!inner.give_way(), "nobody waits");
+        assert!(!enqueue());
+        assert!(inner.give_way(), "it has waited long enough for a second one");
+        assert!(!inner.give_way(), "no more than two are under way");
+        assert_eq!(inner.next().len(), 1);
     }
 
     #[tokio::test]
