@@ -7,7 +7,7 @@
 use crate::ids::{Id, IdError, Kind};
 
 use super::error::{ApiError, ApiResult};
-use super::faults::{clip, invalid_value};
+use super::faults::{clip, clip_each, invalid_value};
 
 /// The most ids of one describe.
 const MOST_IDS: usize = 1_000;
@@ -58,7 +58,20 @@ pub fn list_of<K: Kind>(texts: &[String], dialect: Dialect, most: usize) -> ApiR
         );
         return Err(ApiError::new("InvalidRequest", text));
     }
-    let mut ids = texts.iter().map(|text| read(text, dialect)).collect::<ApiResult<Vec<Id<K>>>>()?;
+    let mut ids = Vec::with_capacity(texts.len());
+    let mut bad: Vec<(&str, IdError)> = Vec::new();
+    for text in texts {
+        match Id::parse(text) {
+            Ok(id) => ids.push(id),
+            Err(why) => bad.push((text, why)),
+        }
+    }
+    if let Some(&(first, why)) = bad.first() {
+        // Every one that is bad in the same way, since clients take out what is named and ask for the rest.
+        let alike = bad.iter().filter(|(text, other)| *other == why && !text.is_empty());
+        let named = clip_each(&alike.map(|(text, _)| *text).collect::<Vec<_>>());
+        return Err(refusal(if first.is_empty() { "" } else { &named }, why, dialect));
+    }
     ids.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
     ids.dedup_by(|a, b| a.as_str() == b.as_str());
     Ok(ids)
@@ -66,7 +79,7 @@ pub fn list_of<K: Kind>(texts: &[String], dialect: Dialect, most: usize) -> ApiR
 
 /// Reads one id.
 pub fn read<K: Kind>(text: &str, dialect: Dialect) -> ApiResult<Id<K>> {
-    Id::parse(text).map_err(|why| refusal(text, why, dialect))
+    Id::parse(text).map_err(|why| refusal(clip(text), why, dialect))
 }
 
 fn absent(dialect: Dialect) -> ApiError {
@@ -85,8 +98,8 @@ fn absent(dialect: Dialect) -> ApiError {
     ApiError::new("MissingParameter", message)
 }
 
-fn refusal(text: &str, why: IdError, dialect: Dialect) -> ApiError {
-    let shown = clip(text);
+/// What is said of one that is `shown`, or of several.
+fn refusal(shown: &str, why: IdError, dialect: Dialect) -> ApiError {
     let missing = |message: String| ApiError::new("MissingParameter", message);
     match (dialect, why) {
         (Dialect::DeleteVolume, _) => invalid_value(format!("The volume ID '{shown}' is malformed")),
@@ -102,11 +115,11 @@ fn refusal(text: &str, why: IdError, dialect: Dialect) -> ApiError {
         (Dialect::ResetSnapshot, _) => {
             ApiError::new("InvalidSnapshotID.Malformed", format!("The snapshot ID '{shown}' is malformed"))
         }
-        (Dialect::Volumes, _) if text.is_empty() => missing("The request must contain the parameter volumes".into()),
+        (Dialect::Volumes, _) if shown.is_empty() => missing("The request must contain the parameter volumes".into()),
         (Dialect::Volumes, _) => invalid_value(expected(shown, "volumes", "vol")),
-        (Dialect::Volume, _) if text.is_empty() => missing(null("", "volumeId")),
-        (Dialect::Snapshot, _) if text.is_empty() => missing(null("", "snapshotId")),
-        (Dialect::Instance, _) if text.is_empty() => missing(null("", "instanceId")),
+        (Dialect::Volume, _) if shown.is_empty() => missing(null("", "volumeId")),
+        (Dialect::Snapshot, _) if shown.is_empty() => missing(null("", "snapshotId")),
+        (Dialect::Instance, _) if shown.is_empty() => missing(null("", "instanceId")),
         (Dialect::Volume, IdError::NotAnId) => invalid_value(expected(shown, "volumeId", "vol")),
         (Dialect::Snapshot, IdError::NotAnId) => invalid_value(expected(shown, "snapshotId", "snap")),
         (Dialect::Volume, IdError::WrongLength) => malformed("InvalidVolumeID.Malformed", shown, "VOLUME"),
@@ -141,6 +154,20 @@ mod tests {
     fn fault<K: Kind + std::fmt::Debug>(text: &str, dialect: Dialect) -> (&'static str, String) {
         let error = read::<K>(text, dialect).unwrap_err();
         (error.code, error.message)
+    }
+
+    #[test]
+    fn all_that_are_bad_in_the_same_way_are_named() {
+        let refused = |ids: &[&str], dialect| {
+            let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+            list::<Volume>(&ids, dialect).unwrap_err().message
+        };
+        assert_eq!(
+            refused(&["bad", "vol-0123456789abcdef0", "worse", "vol-123"], Dialect::Volumes),
+            "Value (bad, worse) for parameter volumes is invalid. Expected: 'vol-...'."
+        );
+        assert_eq!(refused(&["vol-1", "vol-2"], Dialect::VolumeStatus), "Invalid id: \"vol-1, vol-2\"");
+        assert_eq!(refused(&["", "bad"], Dialect::Volumes), "The request must contain the parameter volumes");
     }
 
     #[test]
