@@ -9,8 +9,14 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer};
 
+mod hypervisor;
+mod storage;
+
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+
+pub use hypervisor::{Hypervisor, OpenIscsi, Qemu, Toolstack, Vmm, Xen};
+pub use storage::{Iet, Layout, Lio, Lvm, Storage, Target, Tgt, Thick, Thin, Volumes};
 
 /// What the gateway and the operator's commands read (`vbs gateway --config FILE`).
 #[derive(Debug, Clone, Deserialize)]
@@ -299,218 +305,6 @@ pub struct VmmNode {
     pub delegate: Link<Vmm>,
 }
 
-/// The drivers of a storage node.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Storage {
-    /// What the delegate must remember, and with the `file` driver the volumes.
-    pub data_dir: PathBuf,
-    /// What keeps the bytes.
-    #[serde(default)]
-    pub volumes: Volumes,
-    /// What serves them.
-    pub target: Target,
-}
-
-/// The driver that keeps volumes and snapshots.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Volumes {
-    /// Sparse files under `data_dir`.
-    #[default]
-    File,
-    /// Logical volumes.
-    Lvm(Lvm),
-}
-
-/// The LVM driver.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Lvm {
-    /// The volume group that volumes and snapshots are made in. It must be there.
-    pub volume_group: String,
-    /// How they lie in it.
-    pub layout: Layout,
-}
-
-/// How the LVM driver lays out volumes.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Layout {
-    /// Thin volumes of a thin pool.
-    Thin(Thin),
-    /// Linear logical volumes.
-    Thick(Thick),
-}
-
-/// Thin volumes.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Thin {
-    /// The pool. It must be there, and zero what it gives out (`lvcreate -Zy`).
-    pub pool: String,
-    /// How many times the pool's size volumes and snapshots together may promise.
-    #[serde(default = "defaults::overcommit")]
-    pub overcommit: f64,
-    /// The share of the pool's data or metadata, in per cent, from which on nothing new is made.
-    #[serde(default = "defaults::full_percent")]
-    pub full_percent: f64,
-}
-
-/// Linear volumes.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Thick {
-    /// The most MiB a second that zeroing and copying may write; 0 sets no limit.
-    pub background_mib_s: u64,
-}
-
-/// The driver that serves volumes to initiators.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Target {
-    /// tgtd, in user space.
-    Tgt(Tgt),
-    /// The target in the Linux kernel, by configfs.
-    Lio(Lio),
-    /// The iSCSI Enterprise Target.
-    Iet(Iet),
-}
-
-/// The LIO target driver.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Lio {
-    /// The address and port that targets listen on.
-    pub portal: SocketAddr,
-    /// Where configfs has the target's directories.
-    #[serde(default = "defaults::configfs")]
-    pub configfs: PathBuf,
-}
-
-/// The IET target driver.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Iet {
-    /// The address and port that ietd listens on.
-    pub portal: SocketAddr,
-    /// The program `ietadm`.
-    #[serde(default = "defaults::ietadm")]
-    pub ietadm: PathBuf,
-    /// Where the kernel module shows its targets and sessions.
-    #[serde(default = "defaults::proc_iet")]
-    pub proc_dir: PathBuf,
-    /// The file that says which initiator may log in to which target (`initiators.allow`). It is the driver's own.
-    #[serde(default = "defaults::initiators_allow")]
-    pub initiators_allow: PathBuf,
-}
-
-/// The tgt target driver.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Tgt {
-    /// The directory of tgtd's control socket (`TGT_IPC_SOCKET` is `DIR/ipc`).
-    pub socket_dir: PathBuf,
-    /// tgtd's control port (`-C`): with the directory, it tells one tgtd from another.
-    pub control_port: u16,
-    /// The address and port that tgtd serves iSCSI on.
-    pub portal: SocketAddr,
-    /// The program `tgtadm`.
-    #[serde(default = "defaults::tgtadm")]
-    pub tgtadm: PathBuf,
-}
-
-/// The drivers of a hypervisor node.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Vmm {
-    /// What the delegate must remember.
-    pub data_dir: PathBuf,
-    /// What runs the machines.
-    pub hypervisor: Hypervisor,
-}
-
-/// The driver of a hypervisor.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Hypervisor {
-    /// QEMU, with the initiator inside each machine.
-    Qemu(Qemu),
-    /// Xen, with open-iscsi as the initiator of the whole node.
-    Xen(Xen),
-}
-
-/// The Xen driver.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Xen {
-    /// The program that attaches and detaches disks.
-    pub toolstack: Toolstack,
-    /// The socket of xenstored.
-    pub xenstore: PathBuf,
-    /// Seconds a detach waits for the guest before it answers that it is busy, beside what the program itself takes.
-    #[serde(deserialize_with = "seconds")]
-    pub detach_wait_s: u64,
-    /// The initiator.
-    pub open_iscsi: OpenIscsi,
-}
-
-impl Default for Xen {
-    fn default() -> Self {
-        Self {
-            toolstack: Toolstack::Xl,
-            xenstore: "/run/xenstored/socket".into(),
-            detach_wait_s: defaults::detach_wait_s(),
-            open_iscsi: OpenIscsi::default(),
-        }
-    }
-}
-
-/// A toolstack of Xen. Both take the same words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Toolstack {
-    /// `xl`, since Xen 4.1.
-    Xl,
-    /// `xm` of xend, until Xen 4.4.
-    Xm,
-}
-
-/// The initiator of a hypervisor node.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct OpenIscsi {
-    /// The file with the node's name as an initiator.
-    pub initiator_name: PathBuf,
-    /// The directory that iscsiadm keeps its records of targets in.
-    pub nodes_dir: PathBuf,
-    /// Seconds that a guest's I/O waits for a target that is away; then it fails.
-    pub replacement_timeout_s: u32,
-}
-
-impl Default for OpenIscsi {
-    fn default() -> Self {
-        Self {
-            initiator_name: "/etc/iscsi/initiatorname.iscsi".into(),
-            nodes_dir: "/etc/iscsi/nodes".into(),
-            replacement_timeout_s: 120,
-        }
-    }
-}
-
-/// The QEMU driver.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Qemu {
-    /// The directory of the machines' QMP sockets: `NAME.qmp` is the socket of machine NAME.
-    pub qmp_dir: PathBuf,
-    /// The naming authority that initiator names start with; the machine's name follows after a colon.
-    pub iqn_prefix: String,
-    /// Seconds a detach waits for the guest before it answers that it is busy.
-    #[serde(default = "defaults::detach_wait_s", deserialize_with = "seconds")]
-    pub detach_wait_s: u64,
-}
-
 /// What a node's delegate reads (`vbs volume-delegate`, `vbs vmm-delegate`).
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -534,37 +328,11 @@ pub struct DelegateConfig<L> {
 }
 
 mod defaults {
-    use std::path::PathBuf;
-
     pub(super) fn pool() -> usize {
         16
     }
     pub(super) fn iqn_prefix() -> String {
         "iqn.2026-01.internal.vbs".into()
-    }
-    pub(super) fn overcommit() -> f64 {
-        10.0
-    }
-    pub(super) fn full_percent() -> f64 {
-        90.0
-    }
-    pub(super) fn configfs() -> PathBuf {
-        "/sys/kernel/config/target".into()
-    }
-    pub(super) fn tgtadm() -> PathBuf {
-        "tgtadm".into()
-    }
-    pub(super) fn ietadm() -> PathBuf {
-        "ietadm".into()
-    }
-    pub(super) fn proc_iet() -> PathBuf {
-        "/proc/net/iet".into()
-    }
-    pub(super) fn initiators_allow() -> PathBuf {
-        "/etc/iet/initiators.allow".into()
-    }
-    pub(super) fn detach_wait_s() -> u64 {
-        8
     }
     pub(super) fn timeout_s() -> u64 {
         60
