@@ -125,8 +125,12 @@ def boto2(owner):
 
 @pytest.fixture(scope="session")
 def aws(owner, tmp_path_factory):
+    return aws_cli(owner, tmp_path_factory.mktemp("home"))
+
+
+def aws_cli(account, home):
     """Runs the AWS CLI: `aws("ec2", "describe-volumes")` is what it prints, as JSON."""
-    environment = aws_environment(owner, tmp_path_factory.mktemp("home"))
+    environment = aws_environment(account, home)
 
     def run(service, command, *arguments):
         line = ["aws", service, command, *arguments]

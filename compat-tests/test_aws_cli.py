@@ -1,4 +1,4 @@
-"""The AWS CLI: every action, its waiters and its paging, from its own process each time."""
+"""The AWS CLI: the main job, its waiters and its paging, from its own process each time."""
 
 import re
 

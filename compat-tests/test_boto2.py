@@ -1,4 +1,4 @@
-"""boto 2.49, the last of its line: every action, by SigV4 as it signs today and by SigV2 as it did before."""
+"""boto 2.49, the last of its line: the actions of the main job, by SigV4 as it signs today and by SigV2 as it did before."""
 
 import time
 from dataclasses import replace

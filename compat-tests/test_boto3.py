@@ -1,4 +1,4 @@
-"""boto3: every action, its waiters and its paginators."""
+"""boto3: the actions of the main job, their waiters and their paginators."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor

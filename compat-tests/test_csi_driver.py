@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 from botocore.exceptions import ClientError
 
-from conftest import Account, boto3_client
+from conftest import Account, boto3_client, wait
 from running import until
 
 ZONE = "us-east-1a"
@@ -248,6 +248,43 @@ def test_many_volumes_go_to_two_instances_at_once_and_come_back(driver, disks, v
     driver.detach(volume, one)
     zone_mismatch = driver.refusal(driver.ec2.attach_volume, Device="/dev/xvdba", InstanceId=other, VolumeId=volume)
     assert zone_mismatch[0] == "InvalidVolume.ZoneMismatch"
+
+
+def test_a_machine_that_is_full_is_known_by_its_code(driver, disks, vbs):
+    made = list(disks(27).values())
+    instance, lock = vbs.instances[0], threading.Lock()
+    names = [f"/dev/xvd{a}{b}" for a in "bcd" for b in "abcdefghijklmnopqrstuvwx"]
+    with ThreadPoolExecutor(13) as pool:
+        list(pool.map(lambda volume: driver.attach(volume, instance, names, lock), made[:26]))
+    refused = driver.refusal(driver.ec2.attach_volume, Device="/dev/xvdda", InstanceId=instance, VolumeId=made[26])
+    assert refused[0] == "AttachmentLimitExceeded"
+    with ThreadPoolExecutor(13) as pool:
+        list(pool.map(lambda volume: driver.detach(volume, instance), made[:26]))
+
+
+def test_an_attachment_that_is_given_up_while_it_is_made_goes(driver, disks, vbs):
+    """The driver takes one that seems stuck for one to detach."""
+    (volume,) = disks(1).values()
+    driver.ec2.attach_volume(Device="/dev/xvdca", InstanceId=vbs.instances[0], VolumeId=volume)
+    driver.detach(volume, vbs.instances[0])
+
+
+def test_a_volume_has_all_that_its_storage_class_says(driver, disks):
+    (fast,) = disks(1, size=10, Iops=4000, Throughput=250).values()
+    found = driver.describe(fast)
+    assert (found["VolumeType"], found["Iops"], found["Throughput"]) == ("gp3", 4000, 250)
+    (shared,) = disks(1, size=4, VolumeType="io2", Iops=200, MultiAttachEnabled=True).values()
+    assert driver.describe(shared)["MultiAttachEnabled"]
+    snapshot = driver.ec2.create_snapshot(VolumeId=fast)["SnapshotId"]
+    wait(driver.ec2, "snapshot_completed", SnapshotIds=[snapshot])
+    (restored,) = disks(1, size=10, snapshot=snapshot, VolumeInitializationRate=200).values()
+    assert driver.describe(restored)["VolumeInitializationRate"] == 200
+    driver.ec2.delete_snapshot(SnapshotId=snapshot)
+    by_id = {"AvailabilityZoneId": "use1-az1", "Size": 1, "VolumeType": "gp3"}
+    there = driver.ec2.create_volume(**by_id)
+    driver.poll("available", there["VolumeId"], lambda found: found["State"] == "available")
+    assert there["AvailabilityZone"] == ZONE
+    driver.delete(there["VolumeId"])
 
 
 def test_a_name_that_is_taken_makes_it_choose_another(driver, disks, vbs):

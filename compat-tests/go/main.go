@@ -1,4 +1,4 @@
-// The AWS SDK for Go, of Debian's package: every action of vbs that it knows, its waiters and its paginators.
+// The AWS SDK for Go, of Debian's package: the actions of vbs that it knows, with waiters and paginators.
 package main
 
 import (

@@ -1,4 +1,4 @@
-// The AWS SDK for JavaScript v2: every action of vbs, its waiters and its paging. Fails by throwing.
+// The AWS SDK for JavaScript v2: the actions of vbs, with waiters and paging. Fails by throwing.
 import assert from "node:assert/strict";
 import AWS from "aws-sdk";
 

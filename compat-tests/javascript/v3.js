@@ -1,4 +1,4 @@
-// The AWS SDK for JavaScript v3: every action of vbs, its waiters and its paginators. Fails by throwing.
+// The AWS SDK for JavaScript v3: the actions of vbs, with waiters and paginators. Fails by throwing.
 import assert from "node:assert/strict";
 import * as sdk from "@aws-sdk/client-ec2";
 import { GetCallerIdentityCommand, STSClient } from "@aws-sdk/client-sts";

@@ -4,7 +4,7 @@
 
 use super::Call;
 use super::error::ApiResult;
-use super::faults::{clip, invalid_value};
+use super::faults::{clip_each, invalid_value};
 use super::query::Params;
 
 const ATTRIBUTES: [(&str, &str); 6] = [
@@ -21,8 +21,10 @@ pub fn describe(call: &Call, mut params: Params) -> ApiResult<String> {
     let names = params.list("AttributeName")?;
     params.finish()?;
     call.stop_if_dry_run()?;
-    if let Some(unknown) = names.iter().find(|name| ATTRIBUTES.iter().all(|(known, _)| known != name)) {
-        let asked = clip(unknown);
+    let is_known = |name: &str| ATTRIBUTES.iter().any(|(known, _)| *known == name);
+    let unknown: Vec<&str> = names.iter().map(String::as_str).filter(|name| !is_known(name)).collect();
+    if !unknown.is_empty() {
+        let asked = clip_each(&unknown);
         return Err(invalid_value(format!(
             "Value ({asked}) for parameter attributeName is invalid. Unknown attribute."
         )));

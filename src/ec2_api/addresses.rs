@@ -3,7 +3,7 @@
 
 use super::Call;
 use super::error::{ApiError, ApiResult};
-use super::faults::clip;
+use super::faults::clip_each;
 use super::filters;
 use super::query::Params;
 
@@ -27,11 +27,12 @@ pub fn describe(call: &Call, mut params: Params) -> ApiResult<String> {
     params.finish()?;
     call.stop_if_dry_run()?;
     filters::check(filters, &FILTERS)?;
-    if let Some(address) = addresses.first() {
-        return Err(ApiError::new("InvalidAddress.NotFound", format!("Address '{}' not found.", clip(address))));
+    let named = |asked: &[String]| clip_each(&asked.iter().map(String::as_str).collect::<Vec<_>>());
+    if !addresses.is_empty() {
+        return Err(ApiError::new("InvalidAddress.NotFound", format!("Address '{}' not found.", named(&addresses))));
     }
-    if let Some(id) = allocations.first() {
-        let text = format!("The allocation ID '{}' does not exist", clip(id));
+    if !allocations.is_empty() {
+        let text = format!("The allocation ID '{}' does not exist", named(&allocations));
         return Err(ApiError::new("InvalidAllocationID.NotFound", text));
     }
     let mut xml = call.answer();

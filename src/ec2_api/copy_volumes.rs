@@ -35,7 +35,10 @@ pub async fn copy(api: &Api, call: &Call, params: Params) -> ApiResult<String> {
     let request = check(params)?;
     let account = &*call.caller.account_id;
     let mut conn = api.pool.get().await?;
-    volumes::find(&mut conn, account, &request.source).await?;
+    let mut unknown = volumes::find(&mut conn, account, &request.source).await.err();
+    if let Some(refusal) = unknown.take_if(|_| call.dry_run || request.token.is_none()) {
+        return Err(refusal);
+    }
     call.stop_if_dry_run()?;
     check_late(&request)?;
     let digest = request.token.as_ref().map(|_| request.digest());
@@ -44,6 +47,10 @@ pub async fn copy(api: &Api, call: &Call, params: Params) -> ApiResult<String> {
         _ => Ok(None),
     };
     let mut volume = earlier(&mut conn).await?;
+    // What is asked for again was made, though its source is gone by now.
+    if let (None, Some(refusal)) = (&volume, unknown) {
+        return Err(refusal);
+    }
     let mut made = false;
     if volume.is_none() {
         api.placement.ready().await?;

@@ -6,7 +6,7 @@ use crate::db::statement::{Condition, Subject};
 use crate::ids::SnapshotId;
 
 use super::error::{ApiError, ApiResult};
-use super::faults::{self, clip};
+use super::faults::{self, clip_each};
 use super::filters::{self, Filter};
 use super::paging::{Onward, PageParams, PageRules};
 use super::query::Params;
@@ -97,17 +97,18 @@ fn scope<'a>(account: &'a str, owners: &[String], restorers: &[String]) -> ApiRe
 /// Reads a list of accounts, of which `self` is the caller; `None` when there is no list. Names that are no account's are left
 /// out, but for `all`.
 fn accounts(list: &[String], account: &str) -> ApiResult<Option<Vec<String>>> {
-    let mut accounts = Vec::with_capacity(list.len());
+    let (mut accounts, mut bad) = (Vec::with_capacity(list.len()), Vec::new());
     for name in list {
         match name.as_str() {
             "self" => accounts.push(account.to_owned()),
             "amazon" | "aws-marketplace" | "aws-backup-vault" => {}
             EVERYBODY => accounts.push(name.clone()),
             _ if is_account(name) => accounts.push(name.clone()),
-            _ => {
-                return Err(ApiError::new("InvalidUserID.Malformed", format!("Invalid user id: \"{}\"", clip(name))));
-            }
+            _ => bad.push(name.as_str()),
         }
+    }
+    if !bad.is_empty() {
+        return Err(ApiError::new("InvalidUserID.Malformed", format!("Invalid user id: \"{}\"", clip_each(&bad))));
     }
     Ok(if list.is_empty() { None } else { Some(accounts) })
 }

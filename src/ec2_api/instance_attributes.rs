@@ -12,7 +12,7 @@ use crate::state::State;
 
 use super::device;
 use super::error::{ApiError, ApiResult};
-use super::faults::{clip, invalid_combination, invalid_value, missing, no_instance, not_a, unsupported};
+use super::faults::{clip, clip_each, invalid_combination, invalid_value, missing, no_instance, not_a, unsupported};
 use super::query::{DeviceParam, Params};
 use super::resource_id::{self, Dialect};
 use super::xml::Xml;
@@ -153,22 +153,24 @@ pub async fn modify(api: &Api, call: &Call, mut params: Params) -> ApiResult<Str
         let held = instances::hold(conn, &id).await?;
         super::attachments::owned(held, account).ok_or_else(|| no_instance(&id))?;
         let live = attachments::live_of_instance(conn, &id).await?;
+        let mut missing = Vec::new();
         for change in &changes {
             let key = device::key(&change.device);
             let named = |row: &&Attachment| key.is_some() && device::key(&row.device) == key;
             let same = |row: &&Attachment| change.volume.as_ref().is_none_or(|id| id == row.volume_id.as_str());
-            let found = live.iter().find(|row| named(row) && same(row));
-            let row = found.ok_or_else(|| unmapped(&change.device))?;
-            attachments::set_delete_on_termination(conn, row.id, change.delete).await?;
+            match live.iter().find(|row| named(row) && same(row)) {
+                Some(row) => attachments::set_delete_on_termination(conn, row.id, change.delete).await?,
+                None => missing.push(change.device.as_str()),
+            }
         }
-        Ok::<_, ApiError>(())
+        if missing.is_empty() { Ok::<_, ApiError>(()) } else { Err(unmapped(&missing)) }
     })
     .await?;
     Ok(call.done())
 }
 
-fn unmapped(device: &str) -> ApiError {
-    let text = format!("No device is currently mapped at {}", clip(device));
+fn unmapped(devices: &[&str]) -> ApiError {
+    let text = format!("No device is currently mapped at {}", clip_each(devices));
     ApiError::new("InvalidInstanceAttributeValue", text)
 }
 

@@ -44,6 +44,7 @@ pub fn condition(filter: &Filter, region: &Region) -> Condition {
         "instance-state-code" => "CASE i.state WHEN 'running' THEN '16' WHEN 'stopped' THEN '80' ELSE '48' END",
         "instance-state-name" => "i.state",
         "instance-type" => "'vbs.' || i.vcpus || 'x' || i.memory_mib",
+        "launch-index" => "'0'::text",
         "launch-time" => r#"to_char(i.launched_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"#,
         "monitoring-state" => "'disabled'::text",
         "owner-id" => "i.account_id",
@@ -59,7 +60,7 @@ pub fn condition(filter: &Filter, region: &Region) -> Condition {
     Condition { subject: Subject::Expression(expression), values: filter.values() }
 }
 
-const PRESENT: [&str; 27] = [
+const PRESENT: [&str; 28] = [
     "architecture",
     "availability-zone",
     "availability-zone-id",
@@ -74,6 +75,7 @@ const PRESENT: [&str; 27] = [
     "instance-state-code",
     "instance-state-name",
     "instance-type",
+    "launch-index",
     "launch-time",
     "monitoring-state",
     "operator.managed",
@@ -89,7 +91,7 @@ const PRESENT: [&str; 27] = [
     "virtualization-type",
 ];
 
-const ABSENT: [&str; 110] = [
+const ABSENT: [&str; 109] = [
     "affinity",
     "boot-mode",
     "capacity-reservation-id",
@@ -113,7 +115,6 @@ const ABSENT: [&str; 110] = [
     "ipv6-address",
     "kernel-id",
     "key-name",
-    "launch-index",
     "maintenance-options.auto-recovery",
     "metadata-options.http-endpoint",
     "metadata-options.http-protocol-ipv4",

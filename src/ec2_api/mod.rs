@@ -178,7 +178,8 @@ impl Api {
         let Some(asked) = action.filter(|action| !action.is_empty()) else { return Err(faults::missing_action()) };
         let Some(action) = actions::find(&asked) else { return Err(faults::no_handler(&asked)) };
         self.throttle.take(&caller.account_id, action.name)?;
-        let dry_run = params.boolean("DryRun")?.unwrap_or(false);
+        // STS has no such parameter.
+        let dry_run = action.name != sts::ACTION && params.boolean("DryRun")?.unwrap_or(false);
         let host = request.headers.get("host").and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned();
         let call = Call { caller, request_id: request_id.to_owned(), action: action.name, version, dry_run, host };
         tracing::debug!(request_id, action = call.action, account = &*call.caller.account_id, "call");

@@ -67,10 +67,10 @@ pub fn list_of<K: Kind>(texts: &[String], dialect: Dialect, most: usize) -> ApiR
         }
     }
     if let Some(&(first, why)) = bad.first() {
-        // Every one that is bad in the same way, since clients take out what is named and ask for the rest.
-        let alike = bad.iter().filter(|(text, other)| *other == why && !text.is_empty());
-        let named = clip_each(&alike.map(|(text, _)| *text).collect::<Vec<_>>());
-        return Err(refusal(if first.is_empty() { "" } else { &named }, why, dialect));
+        // Every one, in the words for the first, since clients take out what is named and ask for the rest.
+        let named: Vec<&str> = bad.iter().map(|(text, _)| *text).filter(|text| !text.is_empty()).collect();
+        let named = if first.is_empty() { String::new() } else { clip_each(&named) };
+        return Err(refusal(&named, why, dialect));
     }
     ids.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
     ids.dedup_by(|a, b| a.as_str() == b.as_str());
@@ -157,14 +157,14 @@ mod tests {
     }
 
     #[test]
-    fn all_that_are_bad_in_the_same_way_are_named() {
+    fn all_that_are_bad_are_named_in_the_words_for_the_first() {
         let refused = |ids: &[&str], dialect| {
             let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
             list::<Volume>(&ids, dialect).unwrap_err().message
         };
         assert_eq!(
             refused(&["bad", "vol-0123456789abcdef0", "worse", "vol-123"], Dialect::Volumes),
-            "Value (bad, worse) for parameter volumes is invalid. Expected: 'vol-...'."
+            "Value (bad, worse, vol-123) for parameter volumes is invalid. Expected: 'vol-...'."
         );
         assert_eq!(refused(&["vol-1", "vol-2"], Dialect::VolumeStatus), "Invalid id: \"vol-1, vol-2\"");
         assert_eq!(refused(&["", "bad"], Dialect::Volumes), "The request must contain the parameter volumes");

@@ -98,7 +98,18 @@ async fn a_copy_is_asked_for_once_a_token_and_of_ones_own_volumes_only() {
     cloud.volume_becomes(&bigger, "available").await;
     let smaller = [("SourceVolumeId", bigger.as_str()), ("Size", "1")];
     assert_eq!(cloud.client.fails("CopyVolumes", &smaller).await.0, "InvalidParameterValue");
-    clear(&cloud, &source, &[&first, &bigger]).await;
+    // The token is good for as long as the copy is, and its source is not asked about.
+    let second_token = [("ClientToken", "t-2")];
+    let second = copy(&cloud.client, &bigger, &second_token).await;
+    cloud.volume_becomes(&second, "available").await;
+    cloud.client.ok("DeleteVolume", &[("VolumeId", &bigger)]).await;
+    cloud.volume_becomes(&bigger, "gone").await;
+    assert_eq!(copy(&cloud.client, &bigger, &second_token).await, second);
+    let of_none = |token| [("SourceVolumeId", bigger.as_str()), ("ClientToken", token)];
+    assert_eq!(cloud.client.fails("CopyVolumes", &of_none("t-3")).await.0, "InvalidVolume.NotFound");
+    let tried = [of_none("t-2").as_slice(), &[("DryRun", "true")]].concat();
+    assert_eq!(cloud.client.fails("CopyVolumes", &tried).await.0, "InvalidVolume.NotFound");
+    clear(&cloud, &source, &[&first, &second]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
