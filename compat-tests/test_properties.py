@@ -236,6 +236,24 @@ INSTANCE_STATUS = {
     "system-status.reachability": lambda s: [detail["Status"] for detail in s["SystemStatus"]["Details"]],
     "system-status.status": lambda s: [s["SystemStatus"]["Status"]],
 }
+AVAILABILITY_ZONE = {
+    "group-long-name": lambda z: [z["GroupLongName"]],
+    "group-name": lambda z: [z["GroupName"]],
+    "message": lambda z: [message["Message"] for message in z["Messages"]],
+    "opt-in-status": lambda z: [z["OptInStatus"]],
+    "parent-zone-id": lambda z: [],
+    "parent-zone-name": lambda z: [],
+    "region-name": lambda z: [z["RegionName"]],
+    "state": lambda z: [z["State"]],
+    "zone-id": lambda z: [z["ZoneId"]],
+    "zone-name": lambda z: [z["ZoneName"]],
+    "zone-type": lambda z: [z["ZoneType"]],
+}
+REGION = {
+    "endpoint": lambda r: [r["Endpoint"]],
+    "opt-in-status": lambda r: [r["OptInStatus"]],
+    "region-name": lambda r: [r["RegionName"]],
+}
 TAG = {
     "key": lambda t: [t["Key"]],
     "tag:Name": lambda t: [t["Value"]] if t["Key"] == "Name" else [],
@@ -265,25 +283,32 @@ def holds(fields, resource, filters):
     )
 
 
-def check_filters(fields, everything, name, describe):
-    """Asks for any filters, and works out what they must select of `everything`; others may have resources too."""
+def check(fields, everything, name, describe, filters):
+    """Asks for these filters, and works out what they must select of `everything`; others may have resources too."""
+    # As they are, since one alone is looked up otherwise than several.
+    asked = [{"Name": filter, "Values": values} for filter, values in filters.items()]
+    found = [name(resource) for resource in describe(Filters=asked)]
+    assert len(found) == len(set(found))
     ours = {name(resource) for resource in everything}
+    assert set(found) & ours == {name(resource) for resource in everything if holds(fields, resource, filters)}
 
-    def check(filters):
-        # As they are, since one alone is looked up otherwise than several.
-        asked = [{"Name": filter, "Values": values} for filter, values in filters.items()]
-        found = [name(resource) for resource in describe(Filters=asked)]
-        assert len(found) == len(set(found))
-        assert set(found) & ours == {name(resource) for resource in everything if holds(fields, resource, filters)}
 
+def check_filters(fields, everything, name, describe):
+    """Any filters: each alone with each value that somebody has, then whatever hypothesis makes of these and others."""
     values = {}
     for field, texts in fields.items():
         there = sorted({text[:255] for resource in everything for text in texts(resource)})
         values[field] = st.lists(st.one_of(WORD, st.sampled_from(there)) if there else WORD, min_size=1, max_size=4)
         for text in there:
-            check({field: [text]})
+            check(fields, everything, name, describe, {field: [text]})
     drawn = st.sampled_from(sorted(fields)).flatmap(lambda field: st.tuples(st.just(field), values[field]))
-    FAST(given(st.lists(drawn, min_size=1, max_size=3).map(dict))(check))()
+
+    @FAST
+    @given(st.lists(drawn, min_size=1, max_size=3).map(dict))
+    def check_any(filters):
+        check(fields, everything, name, describe, filters)
+
+    check_any()
 
 
 def test_any_filters_select_the_volumes_that_their_definition_says(ec2, volumes):
@@ -328,6 +353,50 @@ def test_any_filters_select_the_instance_statuses_that_their_definition_says(ec2
     everything = ec2.describe_instance_status(InstanceIds=vbs.instances)["InstanceStatuses"]
     describe = lambda **asked: ec2.describe_instance_status(**asked)["InstanceStatuses"]  # noqa: E731
     check_filters(INSTANCE_STATUS, everything, lambda s: s["InstanceId"], describe)
+
+
+def test_any_filters_select_the_zones_that_their_definition_says(ec2):
+    everything = ec2.describe_availability_zones()["AvailabilityZones"]
+    describe = lambda **asked: ec2.describe_availability_zones(**asked)["AvailabilityZones"]  # noqa: E731
+    check_filters(AVAILABILITY_ZONE, everything, lambda z: z["ZoneId"], describe)
+
+
+def test_any_filters_select_the_regions_that_their_definition_says(ec2):
+    everything = ec2.describe_regions()["Regions"]
+    check_filters(REGION, everything, lambda r: r["RegionName"], lambda **asked: ec2.describe_regions(**asked)["Regions"])
+
+
+def test_any_filters_on_any_tags_select_what_their_definition_says(ec2, volumes, snapshots):
+    """Here the data is made up too."""
+    ids = [volume["VolumeId"] for volume in volumes[1][:4]] + [snapshot["SnapshotId"] for snapshot in snapshots[1][:4]]
+    before = ec2.describe_tags(Filters=[{"Name": "resource-id", "Values": ids}])["Tags"]
+    keys = st.sampled_from(["Name", "name", "a*b", "ab", "%", "ä"])
+    texts = st.one_of(st.sampled_from(NAMES), st.text("ab*?\\% ä1", max_size=4))
+    filters = st.dictionaries(st.sampled_from(sorted(TAGGED)), st.lists(WORD, min_size=1, max_size=3), min_size=1, max_size=3)
+
+    def set_tags(tags):
+        ec2.delete_tags(Resources=ids)
+        for resource, of_it in tags.items():
+            if of_it:
+                ec2.create_tags(Resources=[resource], Tags=[{"Key": key, "Value": value} for key, value in of_it.items()])
+
+    @settings(FAST, max_examples=25)
+    @given(st.lists(st.dictionaries(keys, texts, max_size=3), min_size=8, max_size=8), st.lists(filters, min_size=1, max_size=4))
+    def check_any(drawn, asked):
+        tags = dict(zip(ids, drawn))
+        set_tags(tags)
+        everything = [{"id": i, "Tags": [{"Key": k, "Value": v} for k, v in of_it.items()]} for i, of_it in tags.items()]
+        for one in asked:
+            found = lambda **query: (  # noqa: E731
+                [volume | {"id": volume["VolumeId"]} for volume in ec2.describe_volumes(**query)["Volumes"]]
+                + [snapshot | {"id": snapshot["SnapshotId"]} for snapshot in ec2.describe_snapshots(**query)["Snapshots"]]
+            )
+            check(TAGGED, everything, lambda r: r["id"], found, one)
+
+    try:
+        check_any()
+    finally:
+        set_tags({i: {tag["Key"]: tag["Value"] for tag in before if tag["ResourceId"] == i} for i in ids})
 
 
 def come_and_go_volumes(ec2, mark, _):

@@ -259,7 +259,7 @@ async fn a_guest_gets_uses_keeps_and_loses_disks_as_it_is_told() {
 
 /// Busybox's shell forgets what it has read of a line when a process of its own ends meanwhile.
 async fn a_line_is_heard_whole_while_orphans_end(lab: &Lab) {
-    // One ends every 10 ms for two seconds, which is ten times as long as the lines below take.
+    // One ends every 10 ms, for longer than the lines below take.
     lab.guest_runs("for n in $(seq 200); do (usleep $((n * 10000)) &); done").await;
     for line in 0..40 {
         let answer = console::run(&lab.guest.serial_socket(), ":", Duration::from_secs(10)).await;
