@@ -109,6 +109,13 @@ class Driver:
                 return {tag["Value"]: v["VolumeId"] for v in found for tag in v["Tags"] if tag["Key"] == PVC}
             token = {"NextToken": answer["NextToken"]}
 
+    def cards(self, instance):
+        """Those of the machine's type."""
+        (reservation,) = self.ec2.describe_instances(InstanceIds=[instance])["Reservations"]
+        kind = reservation["Instances"][0]["InstanceType"]
+        (shape,) = self.ec2.describe_instance_types(InstanceTypes=[kind])["InstanceTypes"]
+        return shape["EbsInfo"]["EbsCards"]
+
     def attach(self, volume, instance, names, lock):
         """Takes the first name that the instance does not have, and another when that one is taken after all."""
         bad = set()
@@ -265,8 +272,10 @@ def test_a_machine_that_is_full_is_known_by_its_code(driver, disks, vbs):
 def test_an_attachment_that_is_given_up_while_it_is_made_goes(driver, disks, vbs):
     """The driver takes one that seems stuck for one to detach."""
     (volume,) = disks(1).values()
-    driver.ec2.attach_volume(Device="/dev/xvdca", InstanceId=vbs.instances[0], VolumeId=volume)
-    driver.detach(volume, vbs.instances[0])
+    instance = vbs.instances[0]
+    card = driver.cards(instance)[0]["EbsCardIndex"]
+    driver.ec2.attach_volume(Device="/dev/xvdca", InstanceId=instance, VolumeId=volume, EbsCardIndex=card)
+    driver.detach(volume, instance)
 
 
 def test_a_volume_has_all_that_its_storage_class_says(driver, disks):
