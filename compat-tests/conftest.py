@@ -243,9 +243,11 @@ def pytest_sessionfinish(session):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
-    # One that crashed has handed in nothing; its tests have failed.
+    # One that crashed has handed in nothing, and what is left is not of a whole run.
     if ledger := getattr(node, "workeroutput", {}).get("ledger"):
         LEDGER.add(ledger)
+    else:
+        LEDGER.lost = True
 
 
 def pytest_terminal_summary(terminalreporter, exitstatus):
@@ -258,7 +260,7 @@ def pytest_terminal_summary(terminalreporter, exitstatus):
     path.write_text(LEDGER.table())
     terminalreporter.write_line(f"also in {path}")
     # Broken off, it says nothing of the rest.
-    if LEDGER.whole and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+    if LEDGER.whole and not LEDGER.lost and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         readme = Path(__file__).parent / "README.md"
         try:
             update(readme, LEDGER.results())

@@ -14,6 +14,8 @@ class Ledger:
         self.sent_in = defaultdict(set)
         self.failed = set()
         self.whole = False
+        # Whether one of several processes has ended without a word.
+        self.lost = False
         self.versions = {}
         # Clients that need a flag which was not given, with the flag.
         self.not_run = {}
