@@ -7,7 +7,7 @@ const INIT: &str = include_str!("init.sh");
 
 /// The guest's own commands.
 const COMMANDS: [(&str, &str); 7] = [
-    ("check-numbered", include_str!("check-numbered.sh")),
+    ("check-places", include_str!("check-places.sh")),
     ("count-numbered", include_str!("count-numbered.sh")),
     ("disk", include_str!("disk.sh")),
     ("md5", include_str!("md5.sh")),
@@ -19,7 +19,7 @@ const COMMANDS: [(&str, &str); 7] = [
 /// Changes when one of our own parts of the image does.
 pub(super) const FINGERPRINT: &str = concat!(
     include_str!("init.sh"),
-    include_str!("check-numbered.sh"),
+    include_str!("check-places.sh"),
     include_str!("count-numbered.sh"),
     include_str!("disk.sh"),
     include_str!("md5.sh"),
