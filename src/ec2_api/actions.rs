@@ -13,7 +13,8 @@ use super::query::Params;
 use super::{
     Api, Call, account_attributes, addresses, attachments, copy_snapshot, copy_volumes, create_snapshots,
     create_volume, describe_snapshots, instance_attributes, instance_status, instance_types, instances, modify_volume,
-    snapshot_attributes, snapshots, sts, tags, volume_attributes, volume_modifications, volume_status, volumes, zones,
+    regions, snapshot_attributes, snapshots, sts, tags, volume_attributes, volume_modifications, volume_status,
+    volumes, zones,
 };
 
 /// What a handler comes down to.
@@ -62,7 +63,7 @@ pub static ACTIONS: &[Action] = &[
     Action { name: "DescribeInstances", run: |api, call, params| Box::pin(instances::describe(api, call, params)) },
     Action {
         name: "DescribeRegions",
-        run: |api, call, params| Box::pin(async { zones::describe_regions(api, call, params) }),
+        run: |api, call, params| Box::pin(async { regions::describe_regions(api, call, params) }),
     },
     Action {
         name: "DescribeSnapshotAttribute",

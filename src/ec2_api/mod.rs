@@ -35,6 +35,7 @@ mod paging;
 mod query;
 mod quotas;
 mod region;
+mod regions;
 mod resource_id;
 mod snapshot_attributes;
 mod snapshots;
@@ -155,7 +156,7 @@ impl Api {
         if let Some(operation) = ebs_direct::operation(&request) {
             let known = self.keys.authenticate(&self.pool, &request).await;
             let error = known.err().unwrap_or_else(|| ebs_direct::refusal(operation));
-            note(&error, Some(operation), request_id);
+            note(&error, Some(operation));
             return ebs_direct::render(&error);
         }
         if !matches!(request.method, "GET" | "POST") {
@@ -182,7 +183,7 @@ impl Api {
         let dry_run = action.name != sts::ACTION && params.boolean("DryRun")?.unwrap_or(false);
         let host = request.headers.get("host").and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned();
         let call = Call { caller, request_id: request_id.to_owned(), action: action.name, version, dry_run, host };
-        tracing::debug!(request_id, action = call.action, account = &*call.caller.account_id, "call");
+        tracing::debug!(action = call.action, account = &*call.caller.account_id, "call");
         action.run(self, &call, params).await
     }
 }
@@ -206,20 +207,20 @@ impl Call {
     }
 }
 
-/// Logs what the client is not told of a failure.
-fn note(error: &ApiError, action: Option<&str>, request_id: &str) {
+/// Logs what the client is not told of a failure. The server's span around it has the request's id.
+fn note(error: &ApiError, action: Option<&str>) {
     if let Some(inside) = &error.inside {
         if error.status >= 500 {
-            tracing::error!(request_id, action, code = error.code, inside, "failed");
+            tracing::error!(action, code = error.code, inside, "failed");
         } else {
-            tracing::info!(request_id, action, code = error.code, inside, "refused");
+            tracing::info!(action, code = error.code, inside, "refused");
         }
     }
 }
 
 /// Renders a failure, and logs what the client is not told.
 fn refuse(error: &ApiError, action: Option<&str>, request_id: &str) -> Reply {
-    note(error, action, request_id);
+    note(error, action);
     if action == Some(sts::ACTION) {
         let (status, body) = sts::render(error, request_id);
         return Reply { status, content_type: XML, body };

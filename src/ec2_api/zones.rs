@@ -1,6 +1,6 @@
-//! DescribeAvailabilityZones and DescribeRegions: what the configuration says, in EC2's form.
+//! DescribeAvailabilityZones: the zones of the configuration, in EC2's form.
 //!
-//! Neither is a table, so the filters are evaluated here. The EBS CSI driver asks for the zones with DryRun as its sign of
+//! They are no table, so the filters are evaluated here. The EBS CSI driver asks for the zones with DryRun as its sign of
 //! life.
 
 use super::error::ApiResult;
@@ -23,8 +23,8 @@ const ZONE_FILTERS: [&str; 11] = [
     "zone-name",
     "zone-type",
 ];
-const REGION_FILTERS: [&str; 3] = ["endpoint", "opt-in-status", "region-name"];
-const OPT_IN: &str = "opt-in-not-required";
+/// What a region and a zone say of themselves: nobody must ask for one to be let in.
+pub(super) const OPT_IN: &str = "opt-in-not-required";
 
 /// DescribeAvailabilityZones.
 pub fn describe_availability_zones(api: &Api, call: &Call, mut params: Params) -> ApiResult<String> {
@@ -74,40 +74,13 @@ pub fn describe_availability_zones(api: &Api, call: &Call, mut params: Params) -
     Ok(xml.finish())
 }
 
-/// DescribeRegions: the one there is. Its endpoint is the address under which the caller reached us.
-pub fn describe_regions(api: &Api, call: &Call, mut params: Params) -> ApiResult<String> {
-    let names = params.list("RegionName")?;
-    params.boolean("AllRegions")?;
-    let filters = params.filters()?;
-    params.finish()?;
-    call.stop_if_dry_run()?;
-    let region = &api.region.name;
-    refuse_unknown("Invalid region name : ", &names, |asked| asked == region)?;
-    let filters = filters::check(filters, &REGION_FILTERS)?;
-    let selected = filters.iter().all(|filter| {
-        all_match(
-            filter,
-            match filter.name.as_str() {
-                "endpoint" => &call.host,
-                "region-name" => region,
-                _ => OPT_IN,
-            },
-        )
-    });
-    let mut xml = call.answer();
-    xml.set("regionInfo", selected.then_some(region), |xml, region| {
-        xml.text("regionName", region).text("regionEndpoint", &call.host).text("optInStatus", OPT_IN);
-    });
-    Ok(xml.finish())
-}
-
 /// Refuses the names that are not known, each by its name.
-fn refuse_unknown(text: &str, asked: &[String], is_known: impl Fn(&str) -> bool) -> ApiResult<()> {
+pub(super) fn refuse_unknown(text: &str, asked: &[String], is_known: impl Fn(&str) -> bool) -> ApiResult<()> {
     let unknown: Vec<&str> = asked.iter().map(String::as_str).filter(|name| !is_known(name)).collect();
     if unknown.is_empty() { Ok(()) } else { Err(invalid_value(format!("{text}[{}]", clip_each(&unknown)))) }
 }
 
-/// An attribute that zones here do not have matches nothing.
-fn all_match(filter: &Filter, text: &str) -> bool {
+/// Whether an attribute passes a filter. One that nothing here has matches nothing.
+pub(super) fn all_match(filter: &Filter, text: &str) -> bool {
     !text.is_empty() && filter.matches(text)
 }

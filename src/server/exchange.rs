@@ -9,6 +9,7 @@ use futures_util::FutureExt;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
 use hyper::header::{CONNECTION, EXPECT, HeaderName, HeaderValue};
+use hyper::{Method, StatusCode, Uri};
 use tokio::sync::watch;
 use tracing::Instrument;
 
@@ -21,6 +22,35 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 /// How much of a body that is too large is read and thrown away. Most clients look for an answer only when they have sent all,
 /// and lose it when the connection is closed under them before.
 pub(super) const MAX_DISCARDED: usize = 16 * MAX_BODY;
+
+/// A request that has been taken on. It is logged as answered, or, when it is dropped before that, as broken off: its client
+/// has hung up, or the server ends before it. Must not leave its request's span.
+struct Taken {
+    method: Method,
+    uri: Uri,
+    start: Instant,
+    answered: bool,
+}
+
+impl Taken {
+    fn answered(mut self, status: StatusCode) {
+        self.answered = true;
+        let (method, path) = (&self.method, self.uri.path());
+        tracing::info!(%method, path, status = status.as_u16(), ms = self.ms(), "answered");
+    }
+
+    fn ms(&self) -> f64 {
+        self.start.elapsed().as_secs_f64() * 1e3
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if !self.answered {
+            tracing::info!(method = %self.method, path = self.uri.path(), ms = self.ms(), "broken off");
+        }
+    }
+}
 
 /// Reads the request, has it answered, and logs one line.
 pub(super) async fn run<H: Handler>(
@@ -38,10 +68,11 @@ pub(super) async fn run<H: Handler>(
     clock.enter(Phase::Body);
     let start = Instant::now();
     let id = new_id();
-    let span = tracing::info_span!("request", id);
+    // Of the highest level: a line of whatever level in it must have the id.
+    let span = tracing::error_span!("request", request_id = id);
     let answer = async {
         let (head, body) = request.into_parts();
-        let (method, uri) = (head.method.clone(), head.uri.clone());
+        let taken = Taken { method: head.method.clone(), uri: head.uri.clone(), start, answered: false };
         let waits = head.headers.contains_key(EXPECT);
         let mut large = None;
         let hold = || {
@@ -62,13 +93,7 @@ pub(super) async fn run<H: Handler>(
             }
             Err(refusal) => (handler.refuse(&id, refusal), false),
         };
-        tracing::info!(
-            %method,
-            path = uri.path(),
-            status = answer.status.as_u16(),
-            ms = start.elapsed().as_secs_f64() * 1e3,
-            "answered"
-        );
+        taken.answered(answer.status);
         finish(answer, &id, whole && *stage.borrow() == Stage::Serving)
     }
     .instrument(span.clone())

@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 
-/// Answers with the length of the body; `/wait` only when it is let go, `/panic` never.
+/// Answers with the length of the body; `/wait` only when it is let go, `/panic` never. `/warn` writes to the log.
 #[derive(Default)]
 struct Echo {
     arrived: Notify,
@@ -20,6 +20,7 @@ impl Handler for Echo {
     async fn handle(&self, request: Request) -> Response {
         match request.path() {
             "/panic" => panic!("as asked"),
+            "/warn" => tracing::warn!("as asked"),
             "/wait" => {
                 self.arrived.notify_one();
                 self.go.notified().await;
@@ -124,6 +125,47 @@ async fn requests_of_one_connection_are_answered_each_with_an_id_of_its_own() {
         ids.push(id.to_owned());
     }
     assert_ne!(ids[0], ids[1]);
+}
+
+/// Logs into a file what this thread, and so this test, has to say from this level on.
+fn log_from(level: tracing::Level) -> (tempfile::NamedTempFile, tracing::subscriber::DefaultGuard) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let writer = Arc::new(file.reopen().unwrap());
+    let subscriber = tracing_subscriber::fmt().with_max_level(level).with_writer(writer).with_ansi(false).finish();
+    (file, tracing::subscriber::set_default(subscriber))
+}
+
+#[tokio::test]
+async fn what_is_logged_of_a_request_has_its_id_also_when_only_warnings_are_logged() {
+    let (log, _guard) = log_from(tracing::Level::WARN);
+    let running = run(quick());
+    let mut client = connect(&running).await;
+    let (head, _) = ask(&mut client, "GET /warn HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    let id = head.split("x-amzn-requestid: ").nth(1).unwrap().lines().next().unwrap();
+    let log = std::fs::read_to_string(log.path()).unwrap();
+    assert!(log.contains(&format!("request{{request_id=\"{id}\"}}")) && log.contains("as asked"), "{log}");
+}
+
+#[tokio::test]
+async fn a_request_whose_client_hangs_up_is_logged_as_broken_off() {
+    let (log, _guard) = log_from(tracing::Level::INFO);
+    let running = run(quick());
+    let mut client = connect(&running).await;
+    client.write_all(b"GET /wait HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+    running.handler.arrived.notified().await;
+    drop(client);
+    let ended = async {
+        loop {
+            let log = std::fs::read_to_string(log.path()).unwrap();
+            if let Some(line) = log.lines().find(|line| line.contains("broken off")) {
+                return line.to_owned();
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let line = tokio::time::timeout(Duration::from_secs(20), ended).await.unwrap();
+    assert!(line.contains("request{request_id=") && line.contains("/wait"), "{line}");
+    assert!(!std::fs::read_to_string(log.path()).unwrap().contains("answered"));
 }
 
 #[tokio::test]

@@ -95,6 +95,8 @@ struct Run {
     dir: TempDir,
     database: String,
     needles: Vec<Needle>,
+    /// The ids of requests that were answered.
+    request_ids: Vec<String>,
 }
 
 impl Run {
@@ -179,12 +181,14 @@ async fn until(what: &str, condition: impl AsyncFn() -> bool) {
     }
 }
 
-/// Calls, and notes the signature.
+/// Calls, and notes the signature and the answer's id.
 async fn call(run: &mut Run, client: &Client, action: &str, parameters: &[(&str, &str)]) -> Answer {
     let request = client.signed(action, parameters);
     let signature = request.headers()["authorization"].to_str().unwrap().rsplit_once('=').unwrap().1.to_owned();
     run.needles.push(Needle::new(format!("the signature of {action}"), &signature));
-    send(client.address, request).await
+    let answer = send(client.address, request).await;
+    run.request_ids.extend(answer.find("requestId").or_else(|| answer.find("RequestID")));
+    answer
 }
 
 async fn becomes(client: &Client, volume: &str, states: &[&str]) {
@@ -198,7 +202,8 @@ async fn becomes(client: &Client, volume: &str, states: &[&str]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_log_no_row_and_no_file_of_a_whole_run_shows_a_secret() {
     let (mut tgtd, shim) = (Tgtd::start(), Shim::new());
-    let mut run = Run { dir: tempfile::tempdir().unwrap(), database: postgres::database().await, needles: Vec::new() };
+    let (dir, database) = (tempfile::tempdir().unwrap(), postgres::database().await);
+    let mut run = Run { dir, database, needles: Vec::new(), request_ids: Vec::new() };
     let [master, coming, storage_key, vmm_key, password] =
         ["master.key", "coming.key", "storage.secret", "vmm.secret", "password"].map(|name| run.secret(name));
     let pins = ["storage", "vmm"].map(|name| run.certificate(name));
@@ -354,6 +359,13 @@ async fn look_everywhere(run: &Run, processes: &[Process], key_id: &str) {
         let signature = log.split("Signature=").skip(1).find(|rest| rest.starts_with(|c: char| c.is_ascii_hexdigit()));
         assert_eq!(signature.map(|rest| &rest[..32.min(rest.len())]), None, "a signature in {name}");
     }
+    let (_, gateway_log) = &logs[0];
+    for id in &run.request_ids {
+        let lines: Vec<&str> =
+            gateway_log.lines().filter(|line| line.contains(&format!("request_id=\"{id}\""))).collect();
+        assert!(lines.iter().filter(|line| line.contains(": answered ")).count() == 1, "{id}: {lines:?}");
+    }
+    assert!(run.request_ids.len() >= 8);
     let (_, storage_log) = &logs[1];
     assert!(storage_log.contains("--password <secret>"), "the command that has a secret is logged, without it");
 
