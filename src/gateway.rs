@@ -4,10 +4,12 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use diesel_async::pooled_connection::deadpool::Object;
 use futures_util::StreamExt;
 use hyper::StatusCode;
 use hyper::header::{ALLOW, HeaderValue};
 use tokio::net::TcpListener;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
@@ -26,6 +28,9 @@ use crate::workers::{self, Nodes, Placement, Wake};
 
 /// How soon the connection that listens for changed access keys is made again when it is lost.
 const LISTEN_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long `/readyz` waits for the database: balancers do not wait longer for their answer.
+const READY_LIMIT: Duration = Duration::from_secs(2);
 
 /// Why a gateway does not start.
 #[derive(Debug, thiserror::Error)]
@@ -173,15 +178,27 @@ impl Front {
         if self.stopping.is_cancelled() {
             return plain(StatusCode::SERVICE_UNAVAILABLE, "stopping");
         }
-        let current = async { db::is_current(&mut *self.pool.get().await?).await };
-        match current.await {
-            Ok(true) => plain(StatusCode::OK, "ready"),
-            Ok(false) => plain(StatusCode::SERVICE_UNAVAILABLE, "migrations are missing: run vbs migrate"),
+        let deadline = Instant::now() + READY_LIMIT;
+        let current = async {
+            let mut conn = self.pool.get_within(READY_LIMIT).await?;
+            match timeout_at(deadline, db::is_current(&mut conn)).await {
+                Ok(current) => current,
+                Err(_) => {
+                    // Nobody else shall wait for it.
+                    drop(Object::take(conn));
+                    Err(db::Error::Connection("no answer in time".into()))
+                }
+            }
+        };
+        let why = match current.await {
+            Ok(true) => return plain(StatusCode::OK, "ready"),
+            Ok(false) => "migrations are missing: run vbs migrate",
             Err(error) => {
                 warn!(%error, "not ready");
-                plain(StatusCode::SERVICE_UNAVAILABLE, "the database does not answer")
+                if matches!(error, db::Error::Busy) { "the database is busy" } else { "the database does not answer" }
             }
-        }
+        };
+        plain(StatusCode::SERVICE_UNAVAILABLE, why)
     }
 }
 

@@ -58,6 +58,8 @@ mod node_to_node;
 mod nodes;
 #[path = "it/operator.rs"]
 mod operator;
+#[path = "it/readiness.rs"]
+mod readiness;
 #[path = "it/repairs.rs"]
 mod repairs;
 #[path = "it/schema.rs"]

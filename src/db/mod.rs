@@ -60,7 +60,7 @@ pub enum Error {
     #[error("database connection: {0}")]
     Connection(String),
     /// The database answers, but more was asked of it than it could do in time.
-    #[error("database: no connection was free within {} s", POOL_TIMEOUT.as_secs())]
+    #[error("database: no connection was free in time")]
     Busy,
     /// The migrations could not be read or applied.
     #[error("database migrations: {0}")]
@@ -102,17 +102,27 @@ impl Pool {
 
     /// A connection, back in the pool when dropped.
     pub async fn get(&self) -> Result<Object<AsyncPgConnection>> {
+        self.get_within(POOL_TIMEOUT).await
+    }
+
+    /// The same for a caller with another patience.
+    pub async fn get_within(&self, patience: std::time::Duration) -> Result<Object<AsyncPgConnection>> {
         let given = self.given.load(Relaxed);
-        match tokio::time::timeout(POOL_TIMEOUT, self.connections.get()).await {
+        match tokio::time::timeout(patience, self.connections.get()).await {
             Ok(got) => {
                 let got = got.map_err(|e| Error::Connection(e.to_string()))?;
                 self.given.fetch_add(1, Relaxed);
                 Ok(got)
             }
-            // Others had their turn meanwhile.
-            Err(_) if self.given.load(Relaxed) != given => Err(Error::Busy),
-            Err(_) => Err(Error::Connection(format!("none free within {} s", POOL_TIMEOUT.as_secs()))),
+            // Others had their turn meanwhile, and all the connections that there may be are there: none is being made in vain.
+            Err(_) if self.given.load(Relaxed) != given && self.is_full() => Err(Error::Busy),
+            Err(_) => Err(Error::Connection(format!("none free within {} s", patience.as_secs()))),
         }
+    }
+
+    fn is_full(&self) -> bool {
+        let status = self.connections.status();
+        status.size == status.max_size
     }
 }
 
@@ -166,6 +176,12 @@ pub async fn migrate(url: &str) -> Result<()> {
 /// Whether every migration this program knows has been applied.
 pub async fn is_current(conn: &mut Conn) -> Result<bool> {
     use diesel::migration::MigrationSource;
+    // A database that was never migrated has no table of them.
+    let there = diesel::dsl::sql::<diesel::sql_types::Bool>("to_regclass('__diesel_schema_migrations') IS NOT NULL");
+    let there: bool = diesel_async::RunQueryDsl::get_result(diesel::select(there), conn).await?;
+    if !there {
+        return Ok(false);
+    }
     #[derive(diesel::QueryableByName)]
     struct Row {
         #[diesel(sql_type = diesel::sql_types::Text)]

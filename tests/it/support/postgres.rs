@@ -28,10 +28,19 @@ pub async fn database() -> String {
     database_in(SERVER.get_or_init(start).await).await
 }
 
+/// The URL of a fresh database that has never been migrated.
+pub async fn empty_database() -> String {
+    database_like(SERVER.get_or_init(start).await, "template0").await
+}
+
 async fn database_in(server: &Server) -> String {
+    database_like(server, TEMPLATE).await
+}
+
+async fn database_like(server: &Server, template: &str) -> String {
     let name = format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed));
     let admin = connect(&server.url).await;
-    admin.batch_execute(&format!("CREATE DATABASE {name} TEMPLATE {TEMPLATE}")).await.unwrap();
+    admin.batch_execute(&format!("CREATE DATABASE {name} TEMPLATE {template}")).await.unwrap();
     in_database(&server.url, &name)
 }
 
