@@ -1,10 +1,14 @@
 //! AttachVolume, DetachVolume and DescribeInstances over HTTP.
 
+use std::collections::HashSet;
+
 use vbs::db::instances::{self, Assigned};
+use vbs::db::schema::attachments;
 use vbs::delegate::ErrorKind;
 use vbs::delegate::sim::{Fault, FaultKind};
 use vbs::ids::InstanceId;
 
+use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
 use crate::support::cloud::Cloud;
@@ -250,16 +254,25 @@ async fn of_many_attaches_at_once_to_one_instance_no_more_win_than_it_may_have()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_two_attachments_ever_have_one_target_name() {
+async fn no_two_attachments_ever_have_one_target_name_or_one_secret() {
     let cloud = Cloud::start().await;
     let (volume, instance) = (cloud.volume().await, cloud.instances().await[0].clone());
-    let mut names = std::collections::HashSet::new();
+    let (mut names, mut secrets) = (HashSet::new(), HashSet::new());
     for _ in 0..3 {
         cloud.attach(&volume, &instance, "/dev/sdf").await;
         let exports = cloud.context.nodes.volume["storage-a"].delegate.observe().await.unwrap().exports;
         let (start, unique) = exports[0].iqn.rsplit_once('.').unwrap();
         assert!(start.ends_with(&volume) && unique.len() == 32, "128 bits of chance: {}", exports[0].iqn);
         assert!(names.insert(exports[0].iqn.clone()));
+        // It is sealed with a salt: that two rows differ says nothing.
+        let row: (uuid::Uuid, Vec<u8>) = attachments::table
+            .filter(attachments::volume_id.eq(&volume).and(attachments::state.eq("attached")))
+            .select((attachments::id, attachments::sealed_chap_secret))
+            .get_result(&mut *cloud.pool.get().await.unwrap())
+            .await
+            .unwrap();
+        let secret = cloud.context.sealer.open(&row.1, &row.0.to_string()).unwrap();
+        assert!(secret.len() >= 12 && secrets.insert(secret.to_string()), "RFC 3720, 8.2.1: at least 96 bits");
         cloud.client.ok("DetachVolume", &[("VolumeId", &volume)]).await;
         cloud.volume_becomes(&volume, "available").await;
     }
