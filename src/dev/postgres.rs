@@ -4,7 +4,7 @@
 //! no password. Three things stand in the way and are met here: Postgres refuses to run as root; the user it then runs as
 //! may not be able to reach the data directory (below `/root`, say); and a unix socket's path has 107 bytes at most.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -34,6 +34,9 @@ const LET_GO: Duration = Duration::from_secs(20);
 const INITDB_DEADLINE: Duration = Duration::from_secs(120);
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
 
+/// Where Debian keeps the programs, each version in a directory of its own.
+const DEBIAN: &str = "/usr/lib/postgresql";
+
 /// Names the directory elsewhere, when there is one.
 const LOCATION: &str = "postgres.location";
 /// Where data goes that the unprivileged user could not reach in the directory it was meant for.
@@ -55,7 +58,8 @@ pub async fn start(dir: &Path, children: &Children, options: &[&str]) -> Result<
     let user = account::unprivileged()?;
     let home = home(dir, user)?;
     let data = home.join("data");
-    let programs = Programs::find(fs::read_to_string(data.join("PG_VERSION")).ok().as_deref())?;
+    let version = fs::read_to_string(data.join("PG_VERSION")).ok();
+    let programs = Programs::find(version.as_deref(), std::env::var_os("PATH").as_deref(), Path::new(DEBIAN))?;
     if !data.exists() {
         initialise(&programs, &home, &data, user).await?;
     }
@@ -255,15 +259,14 @@ struct Programs {
 }
 
 impl Programs {
-    /// Those of the version that made the data, which no other can read; else those in PATH; else the newest in Debian's
-    /// place.
-    fn find(version: Option<&str>) -> Result<Self, DevError> {
-        let debian = Path::new("/usr/lib/postgresql");
+    /// Those of the version that made the data, which no other can read; else those in `path`, which is written as PATH is;
+    /// else the newest in `debian`.
+    fn find(version: Option<&str>, path: Option<&OsStr>, debian: &Path) -> Result<Self, DevError> {
         let mut candidates: Vec<PathBuf> = Vec::new();
         if let Some(version) = version {
             candidates.push(debian.join(version.trim_end()).join("bin"));
         }
-        candidates.extend(std::env::var_os("PATH").iter().flat_map(std::env::split_paths));
+        candidates.extend(path.iter().flat_map(std::env::split_paths));
         candidates.extend(newest_first(fs::read_dir(debian).into_iter().flatten().flatten().map(|e| e.path())));
         let complete = |dir: &PathBuf| dir.join("postgres").is_file() && dir.join("initdb").is_file();
         candidates.into_iter().find(complete).map(|dir| Self { dir }).ok_or_else(|| {
@@ -275,7 +278,7 @@ impl Programs {
     }
 }
 
-/// Orders `/usr/lib/postgresql/N` by number, 15 before 9.6, and appends `bin`.
+/// Orders directories that versions name by number, 15 before 9.6, and appends `bin`.
 fn newest_first(versions: impl Iterator<Item = PathBuf>) -> impl Iterator<Item = PathBuf> {
     let mut found: Vec<(f64, PathBuf)> =
         versions.filter_map(|dir| Some((dir.file_name()?.to_str()?.parse().ok()?, dir.join("bin")))).collect();
@@ -322,10 +325,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_ordered_as_numbers() {
-        let found = ["/p/9.6", "/p/15", "/p/common", "/p/17"].map(PathBuf::from).into_iter();
-        let found: Vec<PathBuf> = newest_first(found).collect();
-        assert_eq!(found, ["/p/17/bin", "/p/15/bin", "/p/9.6/bin"].map(PathBuf::from));
+    fn the_programs_are_those_of_the_data_else_in_the_path_else_of_the_newest_version() {
+        let dir = tempfile::tempdir().unwrap();
+        let (debian, own) = (dir.path().join("postgresql"), dir.path().join("own"));
+        let install = |bin: &Path, names: &[&str]| {
+            fs::create_dir_all(bin).unwrap();
+            names.iter().for_each(|name| fs::write(bin.join(name), "").unwrap());
+        };
+        let empty = dir.path().join("empty");
+        install(&empty, &[]);
+        let found = |version: Option<&str>, path: &[&PathBuf]| {
+            let path = std::env::join_paths(path).unwrap();
+            Programs::find(version, Some(&path), &debian).map(|programs| programs.dir)
+        };
+        let missing = found(None, &[&empty]).unwrap_err().to_string();
+        assert!(missing.contains("apt-get install postgresql") && missing.contains("scripts/setup"), "{missing}");
+        assert!(Programs::find(Some("15\n"), None, &debian).is_err());
+
+        for version in ["9.6", "15", "17"] {
+            install(&debian.join(version).join("bin"), &["initdb", "postgres"]);
+        }
+        // The clients alone, as postgresql-client leaves them; and what is no version.
+        install(&debian.join("18/bin"), &["psql"]);
+        install(&debian.join("common/bin"), &["initdb", "postgres"]);
+        assert_eq!(found(None, &[&empty]).unwrap(), debian.join("17/bin"));
+        assert_eq!(Programs::find(None, None, &debian).unwrap().dir, debian.join("17/bin"));
+        assert_eq!(found(Some("15\n"), &[&empty]).unwrap(), debian.join("15/bin"));
+
+        install(&own, &["postgres"]);
+        assert_eq!(found(None, &[&empty, &own]).unwrap(), debian.join("17/bin"), "half of them is of no use");
+        install(&own, &["initdb", "postgres"]);
+        assert_eq!(found(None, &[&empty, &own]).unwrap(), own);
+        assert_eq!(found(Some("15\n"), &[&own]).unwrap(), debian.join("15/bin"));
+        assert_eq!(found(Some("14\n"), &[&own]).unwrap(), own);
     }
 
     #[tokio::test]

@@ -121,6 +121,40 @@ async fn a_run_after_a_sigkill_continues_with_the_children_and_a_sigterm_leaves_
     assert!(!dir.path().join("env").exists());
 }
 
+/// Those who test their own tools with it count on it.
+#[tokio::test]
+async fn simulated_instances_settle_within_a_tenth_of_a_second() {
+    const ROUNDS: usize = 21;
+    let dir = tempfile::tempdir().unwrap();
+    let dev = Dev::start(dir.path(), &["--sim"]);
+    let (client, instance) = (dev.client(), dev.instances()[0].to_owned());
+    let made = client.ok("CreateVolume", &[("AvailabilityZone", "us-east-1a"), ("Size", "1")]).await;
+    let volume = made.text("volumeId");
+    let becomes = async |wanted: &[&str]| {
+        let start = Instant::now();
+        loop {
+            let described = client.ok("DescribeVolumes", &[("VolumeId.1", &volume)]).await;
+            if described.all("status") == wanted {
+                return start.elapsed();
+            }
+            assert!(start.elapsed() < PATIENCE, "{}", described.body);
+        }
+    };
+    becomes(&["available"]).await;
+    let (mut attached, mut detached) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        client.ok("AttachVolume", &[("VolumeId", &volume), ("InstanceId", &instance), ("Device", "/dev/sdf")]).await;
+        attached.push(becomes(&["in-use", "attached"]).await);
+        client.ok("DetachVolume", &[("VolumeId", &volume)]).await;
+        detached.push(becomes(&["available"]).await);
+    }
+    // Not each: the machine may be busy with something else now and then.
+    for mut times in [attached, detached] {
+        times.sort();
+        assert!(times[ROUNDS / 2] < Duration::from_millis(100), "{times:?}");
+    }
+}
+
 #[test]
 fn a_second_run_on_the_same_directory_is_turned_away() {
     let dir = tempfile::tempdir().unwrap();
