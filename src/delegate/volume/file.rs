@@ -409,6 +409,8 @@ pub(super) fn failed(what: &'static str, path: &Path) -> impl Fn(io::Error) -> D
 }
 
 #[cfg(test)]
+mod reflink_tests;
+#[cfg(test)]
 mod tests {
     use std::cell::{Cell, RefCell};
     use std::os::unix::fs::{FileExt, PermissionsExt};
