@@ -1,6 +1,6 @@
 //! Attachments.
 
-use std::collections::BTreeSet;
+use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
@@ -177,10 +177,16 @@ pub async fn ended(conn: &mut Conn, iqns: &[&str]) -> Result<Vec<(String, Volume
     Ok(attachments::table.filter(over).select((attachments::iqn, attachments::volume_id)).load(conn).await?)
 }
 
-/// The attachment of a volume that was made with this name of a target, whatever its state.
-pub async fn find_by_iqn(conn: &mut Conn, volume: &VolumeId, iqn: &str) -> Result<Option<Attachment>> {
-    let named = attachments::iqn.eq(iqn).and(attachments::volume_id.eq(volume));
-    Ok(attachments::table.filter(named).select(Attachment::as_select()).first(conn).await.optional()?)
+/// The attachment of a volume that was made with this name of a target, whatever its state, with its two ends.
+pub async fn find_by_iqn(conn: &mut Conn, volume: &VolumeId, iqn: &str) -> Result<Option<Located>> {
+    Ok(attachments::table
+        .inner_join(volumes::table)
+        .inner_join(instances::table)
+        .filter(attachments::iqn.eq(iqn).and(attachments::volume_id.eq(volume)))
+        .select((Attachment::as_select(), ENDS))
+        .first(conn)
+        .await
+        .optional()?)
 }
 
 /// Lets another initiator log in to an attachment that is `attached`.
@@ -192,10 +198,28 @@ pub async fn set_initiator(conn: &mut Conn, id: Uuid, initiator_iqn: &str) -> Re
     Ok(())
 }
 
-/// Of these names of targets, those of live attachments.
-pub async fn live_among(conn: &mut Conn, iqns: &[&str]) -> Result<BTreeSet<String>> {
-    let live = attachments::iqn.eq_any(iqns).and(attachments::state.ne(AttachmentState::Detached));
-    let found: Vec<String> = attachments::table.filter(live).select(attachments::iqn).load(conn).await?;
+/// Where a target belongs.
+#[derive(Debug, Clone, Queryable)]
+pub struct Place {
+    /// The volume behind it.
+    pub volume: VolumeId,
+    /// The storage node that serves it.
+    pub volume_node: String,
+    /// The hypervisor node that is logged in to it.
+    pub vmm_node: String,
+    /// The machine that has it as a disk.
+    pub machine_uuid: String,
+}
+
+/// Of these names of targets, those of live attachments, and where they belong.
+pub async fn live_among(conn: &mut Conn, iqns: &[&str]) -> Result<HashMap<String, Place>> {
+    let found: Vec<(String, Place)> = attachments::table
+        .inner_join(volumes::table)
+        .inner_join(instances::table)
+        .filter(attachments::iqn.eq_any(iqns).and(attachments::state.ne(AttachmentState::Detached)))
+        .select((attachments::iqn, (volumes::id, volumes::node, instances::node, instances::machine_uuid)))
+        .load(conn)
+        .await?;
     Ok(found.into_iter().collect())
 }
 

@@ -28,6 +28,12 @@ pub async fn among(conn: &mut Conn, node: &str, names: &[&str]) -> Result<Vec<(S
     Ok(gone::table.filter(known).select((gone::name, gone::volume_id)).load(conn).await?)
 }
 
+/// Of these volumes, those that were ours and are deleted.
+pub async fn volumes_among(conn: &mut Conn, ids: &[&str]) -> Result<Vec<VolumeId>> {
+    let deleted = gone::name.eq_any(ids).and(gone::name.eq(gone::volume_id));
+    Ok(gone::table.filter(deleted).select(gone::volume_id).load(conn).await?)
+}
+
 /// Whether this was on this node, was this volume's, and is over.
 pub async fn is_known(conn: &mut Conn, name: &str, volume: &VolumeId, node: &str) -> Result<bool> {
     let known = gone::table.filter(gone::name.eq(name).and(gone::volume_id.eq(volume)).and(gone::node.eq(node)));

@@ -5,15 +5,15 @@
 //! however it is named, may be that of another vbs on the same nodes. And nothing is concluded from what is missing: a disk may be
 //! mounted late.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
 use super::engine::legible;
 use super::look::Observed;
 use super::repair_volume::{Leftover, Remains, Repair};
-use crate::db::attachments::Located;
+use crate::db::attachments::{Located, Place};
 use crate::db::compare::Compared;
-use crate::delegate::{MachineRef, ObservedExport, ObservedMachine};
+use crate::delegate::{MachineRef, ObservedExport, ObservedMachine, VmmObservation};
 use crate::ids::VolumeId;
 
 /// What was looked up in the database for what the nodes reported.
@@ -21,11 +21,11 @@ use crate::ids::VolumeId;
 pub(super) struct Rows {
     /// What is attached and has an end on a node that reported.
     pub(super) attached: Vec<Located>,
-    /// Of the names of targets that were seen, those of live attachments.
-    pub(super) live: BTreeSet<String>,
+    /// Of the names of targets that were seen, those of live attachments, and where they belong.
+    pub(super) live: HashMap<String, Place>,
     /// Of the names of targets that hypervisor nodes have, those of attachments of ours that are over, with their volumes.
     pub(super) over: HashSet<(String, VolumeId)>,
-    /// Of the volumes that are served, those that have a row.
+    /// Of the volumes that are served under other names, those that are ours or were.
     pub(super) served: HashSet<VolumeId>,
     /// What differs of the volumes of a storage node, by its name.
     pub(super) volumes: BTreeMap<String, Vec<Compared>>,
@@ -71,15 +71,15 @@ pub(super) enum What {
     TargetMissing,
     /// A part of it is not there: unit, CHAP account or access rule.
     TargetBroken,
-    /// A target is there that no live attachment has.
+    /// A target is there that no live attachment has on this node.
     TargetExtra,
     /// A machine that runs does not have the disk that is attached to it, nor is it logged in.
     SessionMissing(String),
     /// It is logged in, but the machine does not have the disk.
     DeviceMissing(String),
-    /// A machine has a disk that no live attachment has.
+    /// A machine has a disk that no live attachment gave it.
     DeviceExtra(String),
-    /// A node is logged in to a target that no live attachment has.
+    /// A node is logged in to a target that no live attachment has there.
     SessionExtra,
     /// The machine that something is attached to is not reported any more.
     MachineGone(String),
@@ -254,26 +254,43 @@ fn disk(machine: &ObservedMachine, volume: &VolumeId, iqn: &str) -> Option<bool>
     disks.map(|disk| disk.attached).max()
 }
 
-/// Targets that no live attachment has. Whoever has the volume has its targets, so they end if its row is known.
+/// Targets that no live attachment has on that node. Whoever has or had the volume has its targets, wherever they are, so they
+/// end if it is known.
 fn extra_targets(observed: &Observed, rows: &Rows, found: &mut Vec<Difference>) {
     for (node, report) in &observed.storage {
-        for export in report.exports.iter().filter(|export| !rows.live.contains(&export.iqn)) {
-            let known = rows.served.contains(&export.volume);
-            let remedy = if known { repair(&export.volume, Repair::default()) } else { NOT_OURS };
+        for export in &report.exports {
+            let live = rows.live.get(&export.iqn);
+            if live.is_some_and(|place| place.volume_node == *node) {
+                continue;
+            }
+            let known = live.map_or(rows.served.contains(&export.volume), |place| place.volume == export.volume);
+            let remedy = if known {
+                repair(&export.volume, Repair { serving: [node.clone()].into(), ..Repair::default() })
+            } else {
+                NOT_OURS
+            };
             let (node, name) = (node.clone(), export.iqn.clone());
             found.push(Difference { node, name, what: What::TargetExtra, remedy });
         }
     }
 }
 
-/// Disks and log-ins that hypervisor nodes have of no live attachment.
+/// Disks and log-ins that hypervisor nodes have of no live attachment, or of one that is another machine's.
 fn left_over(observed: &Observed, rows: &Rows, found: &mut Vec<Difference>) {
-    for (node, volume, iqn, machine) in held(observed).filter(|(_, _, iqn, _)| !rows.live.contains(*iqn)) {
+    for (node, volume, iqn, machine) in held(observed) {
+        let live = rows.live.get(iqn);
+        if live.is_some_and(|place| belongs(observed, place, node, machine.as_ref())) {
+            continue;
+        }
         let what = match &machine {
             Some(machine) => What::DeviceExtra(machine.name.clone()),
             None => What::SessionExtra,
         };
-        let remedy = if rows.over.contains(&(iqn.clone(), volume.clone())) {
+        let known = match live {
+            Some(place) => place.volume == *volume,
+            None => rows.over.contains(&(iqn.clone(), volume.clone())),
+        };
+        let remedy = if known {
             let leftover = Leftover { node: node.clone(), iqn: iqn.clone(), machine };
             repair(volume, Repair { leftovers: vec![leftover], ..Repair::default() })
         } else {
@@ -281,6 +298,15 @@ fn left_over(observed: &Observed, rows: &Rows, found: &mut Vec<Difference>) {
         };
         found.push(Difference { node: node.clone(), name: iqn.clone(), what, remedy });
     }
+}
+
+/// Whether a node, or the machine there that has it as a disk, is where a target belongs. A machine that its node does not report
+/// any more, and another does, has moved with its disks.
+fn belongs(observed: &Observed, place: &Place, node: &str, machine: Option<&MachineRef>) -> bool {
+    let Some(machine) = machine else { return place.vmm_node == node };
+    let at_home = |report: &VmmObservation| report.machines.iter().any(|there| there.uuid == place.machine_uuid);
+    place.machine_uuid == machine.uuid
+        && (place.vmm_node == node || !observed.hypervisors.get(&place.vmm_node).is_some_and(at_home))
 }
 
 /// All that hypervisor nodes have of targets of ours: node, volume, the target's name, and the machine whose disk it is.

@@ -199,14 +199,15 @@ async fn rows(conn: &mut Conn, observed: &Observed, scope: Scope, since: DateTim
     let iqns = exports().map(|export| export.iqn.as_str());
     let iqns: Vec<&str> = iqns.chain(differences::held(observed).map(|(_, _, iqn, _)| iqn.as_str())).collect();
     rows.live = attachments::live_among(conn, &iqns).await?;
-    let unwanted = exports().filter(|export| !rows.live.contains(&export.iqn));
+    let unwanted = exports().filter(|export| !rows.live.contains_key(&export.iqn));
     let unwanted: BTreeSet<&str> = unwanted.map(|export| export.volume.as_str()).collect();
     if !unwanted.is_empty() {
         let unwanted: Vec<&str> = unwanted.into_iter().collect();
         rows.served = volumes::known_among(conn, &unwanted).await?.into_iter().collect();
+        rows.served.extend(gone::volumes_among(conn, &unwanted).await?);
     }
 
-    let extra = differences::held(observed).filter(|(_, _, iqn, _)| !rows.live.contains(*iqn));
+    let extra = differences::held(observed).filter(|(_, _, iqn, _)| !rows.live.contains_key(*iqn));
     let mut extra: BTreeSet<(&str, &str)> = extra.map(|(node, _, iqn, _)| (node.as_str(), iqn.as_str())).collect();
     if !extra.is_empty() {
         let iqns: Vec<&str> = extra.iter().map(|(_, iqn)| *iqn).collect();

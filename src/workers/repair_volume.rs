@@ -5,6 +5,8 @@
 //! The sweeper enqueues it. It looks at the rows itself when it runs, in the volume's own order of workflows, so that what
 //! the sweeper saw may be out of date without harm. It does not insist: what it cannot mend now the sweeper sees again.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::attach_volume::Way;
@@ -29,12 +31,14 @@ pub(super) struct RepairVolume {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Repair {
-    /// What hypervisor nodes have of attachments that are over.
+    /// What hypervisor nodes have of attachments that are over, or that are other machines'.
     pub(super) leftovers: Vec<Leftover>,
     /// What storage nodes have of what was deleted.
     pub(super) remains: Vec<Remains>,
     /// Whether its node has less of the volume than its row says.
     pub(super) smaller: bool,
+    /// The storage nodes that serve the volume under a name that no live attachment has there.
+    pub(super) serving: BTreeSet<String>,
 }
 
 impl Repair {
@@ -43,6 +47,7 @@ impl Repair {
         self.leftovers.extend_from_slice(&other.leftovers);
         self.remains.extend_from_slice(&other.remains);
         self.smaller |= other.smaller;
+        self.serving.extend(other.serving.iter().cloned());
     }
 }
 
@@ -55,7 +60,7 @@ pub(super) struct Remains {
     pub(super) name: String,
 }
 
-/// What a hypervisor node has of an attachment that is over.
+/// What a hypervisor node has of an attachment that is over, or that is another machine's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Leftover {
     /// The node.
@@ -64,6 +69,13 @@ pub(super) struct Leftover {
     pub(super) iqn: String,
     /// The machine that has it as a disk; none when only the node is logged in.
     pub(super) machine: Option<MachineRef>,
+}
+
+impl Leftover {
+    /// Whether a live attachment with these ends is of another machine, or of another node that is logged in.
+    fn is_elsewhere(&self, ends: &Ends) -> bool {
+        self.node != ends.vmm_node || self.machine.as_ref().is_some_and(|machine| machine.uuid != ends.machine_uuid)
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -93,7 +105,11 @@ impl Workflow for RepairVolume {
                 for remains in &self.what.remains {
                     done = done.and(remove(run, &self.volume, remains).await);
                 }
-                mend(run, &self.volume, self.what.smaller).await.and(done).map_err(|error| match error {
+                done = mend(run, &self.volume, self.what.smaller).await.and(done);
+                for node in &self.what.serving {
+                    done = done.and(end_targets(run, &self.volume, node).await);
+                }
+                done.map_err(|error| match error {
                     StepError::Retry(reason) | StepError::Wait(reason) => StepError::Fail(reason),
                     other => other,
                 })
@@ -132,12 +148,20 @@ async fn mend(run: &Run<'_>, volume: &VolumeId, smaller: bool) -> Result<(), Ste
         // One that cannot be mended must not keep the others broken.
         done = done.and(mend_one(run, attachment, ends).await);
     }
-    done?;
-    if !live.is_empty() || matches!(row.state, VolumeState::Available | VolumeState::Error) {
-        let wanted: Vec<String> = live.into_iter().map(|(attachment, _)| attachment.iqn).collect();
-        run.context.nodes.storage(&row.node)?.ensure_not_exported(run.generation, volume, &wanted).await?;
-    }
-    Ok(())
+    done
+}
+
+/// Ends the targets of a volume on a node that no live attachment has there, whether it is deleted or not. Names are never used
+/// again: what was served under them is nobody else's.
+async fn end_targets(run: &Run<'_>, volume: &VolumeId, node: &str) -> Result<(), StepError> {
+    let mut conn = run.conn().await?;
+    let wanted = match volumes::find(&mut conn, volume).await? {
+        Some(row) if row.node == node => attachments::live_iqns(&mut conn, volume).await?,
+        None if gone::volumes_among(&mut conn, &[volume.as_str()]).await?.is_empty() => return Ok(()),
+        Some(_) | None => Vec::new(),
+    };
+    drop(conn);
+    Ok(run.context.nodes.storage(node)?.ensure_not_exported(run.generation, volume, &wanted).await?)
 }
 
 /// Gives a volume the size that its row says, and lets the machines that have it see that.
@@ -189,15 +213,17 @@ async fn mend_one(run: &Run<'_>, attachment: &Attachment, ends: &Ends) -> Result
     Ok(())
 }
 
-/// Takes back what a node has of an attachment that is over. Its owner was told that it is, and may have given the volume to
-/// another machine: a guest that does not let go is not waited for. An attachment that is not over keeps what it has.
+/// Takes back what a node has of an attachment that is over, or that is another machine's. Its owner was told so, and may have
+/// given the volume to another machine: a guest that does not let go is not waited for. A machine keeps what it was given.
 async fn take_back(run: &Run<'_>, volume: &VolumeId, leftover: &Leftover) -> Result<(), StepError> {
     let row = attachments::find_by_iqn(&mut *run.conn().await?, volume, &leftover.iqn).await?;
-    let over = match row {
-        Some(row) => row.state == AttachmentState::Detached,
-        None => gone::is_known(&mut *run.conn().await?, &leftover.iqn, volume, &leftover.node).await?,
+    let live = row.as_ref().filter(|(row, _)| row.state != AttachmentState::Detached).map(|(_, ends)| ends);
+    let is_not_its = match (&row, live) {
+        (_, Some(ends)) => leftover.is_elsewhere(ends),
+        (Some(_), None) => true,
+        (None, None) => gone::is_known(&mut *run.conn().await?, &leftover.iqn, volume, &leftover.node).await?,
     };
-    if !over {
+    if !is_not_its {
         return Ok(());
     }
     let hypervisor = run.context.nodes.hypervisor(&leftover.node)?;
@@ -211,5 +237,9 @@ async fn take_back(run: &Run<'_>, volume: &VolumeId, leftover: &Leftover) -> Res
     {
         return Err(StepError::Wait("the guest holds on to a disk that is its no more".into()));
     }
-    Ok(hypervisor.ensure_disconnected(run.generation, &disk).await?)
+    match hypervisor.ensure_disconnected(run.generation, &disk).await.map_err(StepError::from) {
+        // The node's log-in may be that of the machine which shall have the disk.
+        Err(StepError::Retry(_)) if live.is_some_and(|ends| ends.vmm_node == leftover.node) => Ok(()),
+        ended => ended,
+    }
 }

@@ -1,11 +1,12 @@
 //! Every kind of difference between rows and nodes: what is shown, what is done, and that what is not ours is left alone.
 
 use vbs::db;
+use vbs::delegate::sim::SimCloud;
 use vbs::ids::{SnapshotId, VolumeId};
 
 use crate::support::cli::Cli;
 use crate::support::cloud::Cloud;
-use crate::support::walk;
+use crate::support::{postgres, walk};
 
 /// Swept only when the test says so.
 const CALM: &str = "workers = { sweep_s = 3600, poll_s = 1 }";
@@ -21,7 +22,11 @@ struct Shared {
 
 impl Shared {
     async fn start() -> Self {
-        let cloud = Cloud::start_with(CALM).await;
+        Self::start_on(&SimCloud::new()).await
+    }
+
+    async fn start_on(sim: &SimCloud) -> Self {
+        let cloud = Cloud::join(&postgres::database().await, sim, CALM).await;
         let cli = Cli::of(&cloud);
         let (stranger, strange_snapshot) = (VolumeId::generate(), SnapshotId::generate());
         cloud.sim.add_volume("storage-a", &stranger, 3 * GIB);
@@ -126,10 +131,93 @@ async fn a_target_a_device_a_session_a_volume_or_a_snapshot_of_ours_that_is_over
     shared.delete(&volume).await;
     shared.is_mended("snapshot-extra", &snapshot, || cloud.sim.add_snapshot("storage-a", &snapshot_id)).await;
     shared.is_mended("volume-extra", &volume, || cloud.sim.add_volume("storage-a", &id, GIB)).await;
+    shared.is_mended("target-extra", &iqn, || cloud.sim.add_export("storage-a", &id, &iqn)).await;
     assert_eq!(cloud.sim.volume_content(&id), None);
     // On another node it was never ours.
     cloud.sim.add_volume("storage-b", &id, GIB);
     shared.is_left("volume-extra", &volume).await;
+}
+
+/// A target and what may be behind it are told apart: the one of a volume of ours is ours on any node, and holds no bytes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_of_a_volume_of_ours_ends_on_any_node_also_long_after_the_volume_was_deleted() {
+    let shared = Shared::start().await;
+    let cloud = &shared.cloud;
+    let (volume, id, iqn) = shared.attached().await;
+    let other = format!("iqn.2026-01.internal.vbs:{id}.0123456789abcdef");
+    for node in ["storage-a", "storage-b"] {
+        shared.is_mended("target-extra", &other, || cloud.sim.add_export(node, &id, &other)).await;
+    }
+    assert!(cloud.sim.guest_writes("vm-1", &id).is_some(), "the live attachment was touched");
+    cloud.sim.stop_machine("vm-1");
+    shared.is_mended("target-extra", &iqn, || cloud.sim.add_export("storage-b", &id, &iqn)).await;
+    cloud.sim.start_machine("vm-1");
+    cloud.sweep().await;
+    assert!(cloud.sim.guest_writes("vm-1", &id).is_some(), "the target of the live attachment was ended");
+    shared.detach_and_delete(&volume).await;
+    let everywhere = async || {
+        for node in ["storage-a", "storage-b"] {
+            shared.is_mended("target-extra", &iqn, || cloud.sim.add_export(node, &id, &iqn)).await;
+        }
+    };
+    everywhere().await;
+    let purge = diesel::sql_query("DELETE FROM volumes");
+    diesel_async::RunQueryDsl::execute(purge, &mut cloud.pool.get().await.unwrap()).await.unwrap();
+    everywhere().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_or_a_log_in_of_a_live_attachment_is_taken_from_all_but_the_machine_that_it_is_of() {
+    for nodes_log_in in [false, true] {
+        let sim = SimCloud::new();
+        if nodes_log_in {
+            sim.let_nodes_log_in();
+        }
+        let shared = Shared::start_on(&sim).await;
+        let cloud = &shared.cloud;
+        let (_, id, iqn) = shared.attached().await;
+        for machine in ["vm-2", "vm-3"] {
+            for holds_on in [false, true] {
+                cloud.sim.hold_on(machine, holds_on);
+                shared.is_mended("device-extra", &iqn, || cloud.sim.leave_disk(machine, &id, &iqn)).await;
+                assert_eq!(cloud.sim.guest_writes(machine, &id), None);
+                assert!(cloud.sim.guest_writes("vm-1", &id).is_some(), "the live attachment was touched");
+            }
+        }
+        shared.is_mended("session-extra", &iqn, || cloud.sim.leave_log_in("vmm-b", &id, &iqn)).await;
+        cloud.sim.leave_log_in("vmm-a", &id, &iqn);
+        assert_eq!(shared.audit(&[]), [], "its own node may be logged in");
+        assert!(cloud.sim.guest_writes("vm-1", &id).is_some());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_attachment_of_a_shared_volume_has_a_disk_of_its_own_and_no_other_has() {
+    let shared = Shared::start().await;
+    let cloud = &shared.cloud;
+    let parameters = [
+        ("AvailabilityZone", "us-east-1a"),
+        ("Size", "4"),
+        ("VolumeType", "io2"),
+        ("Iops", "100"),
+        ("MultiAttachEnabled", "true"),
+    ];
+    let volume = cloud.client.ok("CreateVolume", &parameters).await.text("volumeId");
+    cloud.volume_becomes(&volume, "available").await;
+    let id = VolumeId::parse(&volume).unwrap();
+    for instance in &cloud.instances().await[..2] {
+        let parameters = [("VolumeId", &*volume), ("InstanceId", instance), ("Device", "/dev/sdf")];
+        cloud.client.ok("AttachVolume", &parameters).await;
+        cloud.settle().await;
+    }
+    assert_eq!(shared.audit(&[]), []);
+    let live = db::attachments::live_of_volume(&mut cloud.pool.get().await.unwrap(), &id).await.unwrap();
+    for (attachment, _) in live {
+        shared.is_mended("device-extra", &attachment.iqn, || cloud.sim.leave_disk("vm-3", &id, &attachment.iqn)).await;
+        for machine in ["vm-1", "vm-2"] {
+            assert!(cloud.sim.guest_writes(machine, &id).is_some(), "{machine} has lost its disk");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -166,6 +254,42 @@ async fn a_volume_that_is_missing_is_shown_as_impaired_and_is_as_before_when_it_
     shared.is_left("snapshot-missing", &snapshot).await;
     cloud.sim.add_snapshot("storage-a", &snapshot_id);
     assert_eq!(shared.audit(&[]), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_node_has_too_is_shown_and_left_on_both() {
+    let shared = Shared::start().await;
+    let cloud = &shared.cloud;
+    let volume = cloud.volume().await;
+    let id = VolumeId::parse(&volume).unwrap();
+    let (snapshot, snapshot_id) = shared.snapshot(&volume).await;
+    cloud.sim.add_volume("storage-b", &id, GIB);
+    cloud.sim.add_snapshot("storage-b", &snapshot_id);
+    cloud.sweep().await;
+    let both = [("volume-elsewhere".to_owned(), volume, false), ("snapshot-elsewhere".to_owned(), snapshot, false)];
+    assert_eq!(shared.audit(&["--repair"]), both);
+    assert_eq!(shared.audit(&[]), both);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_says_nothing_is_named_and_nothing_is_concluded_from_it() {
+    use vbs::delegate::ErrorKind;
+    use vbs::delegate::sim::{Fault, FaultKind};
+    let cloud = Cloud::start_with(CALM).await;
+    let cli = Cli::of(&cloud);
+    let volume = cloud.volume().await;
+    cloud.attach(&volume, &cloud.instances().await[0], "/dev/sdf").await;
+    cloud.sim.push_fault(Fault::always("observe_storage", FaultKind::FailBefore(ErrorKind::Retry)));
+    cloud.sweep().await;
+    let said = cli.run(&["audit", "--repair"]);
+    let silent: Vec<Vec<&str>> = said.out.lines().map(|line| line.split('\t').collect()).collect();
+    let named: Vec<_> = silent.iter().filter(|line| line.len() == 6).map(|line| (line[0], line[1])).collect();
+    let both = [("node-silent", "storage-a"), ("node-silent", "storage-b")];
+    assert!(!named.is_empty() && named.chunks(2).all(|named| named == both), "{}", said.out);
+    assert!(silent.iter().all(|line| line.len() < 6 || line[4].contains("injected")), "{}", said.out);
+    cloud.sim.end_faults();
+    assert_eq!(cli.ok(&["audit"]), "");
+    assert_eq!(cloud.attachment_state(&volume).await.as_deref(), Some("attached"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
