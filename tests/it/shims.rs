@@ -157,6 +157,11 @@ impl Node {
         let targets = tgt_show::targets(&shown);
         let names: Vec<&str> = targets.iter().map(|target| target.name.as_str()).collect();
         assert_eq!(names, [&self.neighbour.iqn, &export.iqn], "{case}: {shown}");
+        for (target, of) in targets.iter().zip([&self.neighbour, export]) {
+            let serials: Vec<&str> =
+                target.units.iter().filter(|unit| unit.lun == of.lun).map(|unit| unit.serial.as_str()).collect();
+            assert_eq!(serials, [of.volume.serial()], "{case}: {shown}");
+        }
         let (reads, said) = reads(portal, export);
         assert!(reads, "{case}: {said}\n{shown}");
         let stranger = ExportSpec { chap_secret: Secret("a-secret-of-nobody".into()), ..export.clone() };

@@ -251,7 +251,7 @@ impl TargetDriver for Tgt {
         self.ensure_unit(&target, &spec.volume, path).await?;
         self.ensure_access(&target, spec, &mut secrets).await?;
         let shown = self.targets().await?;
-        if !shown.iter().any(|target| target.name == spec.iqn && whole(target, path)) {
+        if !shown.iter().any(|target| target.name == spec.iqn && whole(target, &spec.volume, path)) {
             return Err(DelegateError::retry(format!("tgtd has not kept {} as it was told to", spec.iqn)));
         }
         Ok(Portal { address: self.config.portal.to_string() })
@@ -289,7 +289,7 @@ impl TargetDriver for Tgt {
         let shown = self.targets().await?;
         let export = |target: Target| {
             let volume = volume_of(&target.name)?;
-            let whole = path(&volume).to_str().is_some_and(|path| whole(&target, path));
+            let whole = path(&volume).to_str().is_some_and(|path| whole(&target, &volume, path));
             Some(ObservedExport { iqn: target.name, volume, sessions: target.sessions, whole })
         };
         Ok(shown.into_iter().filter_map(export).collect())
@@ -304,8 +304,9 @@ fn refuse_while_in_use(target: &Target) -> Result<()> {
 }
 
 /// Whether every layer is there, as far as tgtd shows it.
-fn whole(target: &Target, path: &str) -> bool {
-    let disk = target.units.iter().any(|unit| unit.lun == DISK && unit.online && unit.sync && unit.path == path);
+fn whole(target: &Target, volume: &VolumeId, path: &str) -> bool {
+    let right = |unit: &tgt_show::Unit| unit.online && unit.sync && unit.path == path && unit.serial == volume.serial();
+    let disk = target.units.iter().any(|unit| unit.lun == DISK && right(unit));
     let one_name = matches!(&target.acl[..], [rule] if rule.contains('.') && rule.contains(':') && !rule.contains('/'));
     disk && one_name && !target.accounts.is_empty()
 }
@@ -345,7 +346,8 @@ mod tests {
 
     #[test]
     fn an_export_is_whole_only_with_unit_account_and_one_rule_by_name() {
-        let unit = tgt_show::Unit { lun: 1, serial: "s".into(), path: "/v".into(), online: true, sync: true };
+        let volume = VolumeId::parse("vol-0123abcd").unwrap();
+        let unit = tgt_show::Unit { lun: 1, serial: volume.serial(), path: "/v".into(), online: true, sync: true };
         let good = Target {
             tid: 1,
             name: "iqn.2026-01.net.example:vol-0123abcd".into(),
@@ -354,11 +356,12 @@ mod tests {
             accounts: vec!["u".into()],
             acl: vec!["iqn.2026-01.net.example:h".into()],
         };
-        assert!(whole(&good, "/v") && !whole(&good, "/w"));
-        let changes: [fn(&mut Target); 7] = [
+        assert!(whole(&good, &volume, "/v") && !whole(&good, &volume, "/w"));
+        let changes: [fn(&mut Target); 8] = [
             |t| t.units.clear(),
             |t| t.units[0].online = false,
             |t| t.units[0].sync = false,
+            |t| t.units[0].serial = "beaf11".into(),
             |t| t.accounts.clear(),
             |t| t.acl.clear(),
             |t| t.acl.push("iqn.2026-01.net.example:other".into()),
@@ -367,7 +370,7 @@ mod tests {
         for change in changes {
             let mut bad = good.clone();
             change(&mut bad);
-            assert!(!whole(&bad, "/v"), "{bad:?}");
+            assert!(!whole(&bad, &volume, "/v"), "{bad:?}");
         }
     }
 }
