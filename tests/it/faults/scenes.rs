@@ -14,10 +14,12 @@ pub enum Scene {
     DeleteVolume,
     ModifyVolume,
     AttachVolume,
+    AttachSharedVolume,
     DetachVolume,
     DetachVolumeByForce,
     CreateSnapshot,
     CreateSnapshotInBackground,
+    CreateSnapshotOfSharedVolume,
     DeleteSnapshot,
     CopySnapshot,
     CopyVolume,
@@ -26,14 +28,16 @@ pub enum Scene {
     RepairVolume,
 }
 
-pub const SCENES: [Scene; 16] = [
+pub const SCENES: [Scene; 18] = [
     Scene::CopyVolume,
     Scene::CreateSnapshots,
     Scene::CopyVolumeInBackground,
     Scene::CreateSnapshot,
     Scene::CreateSnapshotInBackground,
+    Scene::CreateSnapshotOfSharedVolume,
     Scene::RepairVolume,
     Scene::AttachVolume,
+    Scene::AttachSharedVolume,
     Scene::DetachVolume,
     Scene::DetachVolumeByForce,
     Scene::ModifyVolume,
@@ -62,9 +66,11 @@ impl Scene {
             Self::CreateVolume | Self::CreateVolumeFromSnapshot | Self::CreateVolumeFromAnotherZone => "create_volume",
             Self::DeleteVolume => "delete_volume",
             Self::ModifyVolume => "modify_volume",
-            Self::AttachVolume => "attach_volume",
+            Self::AttachVolume | Self::AttachSharedVolume => "attach_volume",
             Self::DetachVolume | Self::DetachVolumeByForce => "detach_volume",
-            Self::CreateSnapshot | Self::CreateSnapshotInBackground => "create_snapshot",
+            Self::CreateSnapshot | Self::CreateSnapshotInBackground | Self::CreateSnapshotOfSharedVolume => {
+                "create_snapshot"
+            }
             Self::DeleteSnapshot => "delete_snapshot",
             Self::CopySnapshot => "copy_snapshot",
             Self::CopyVolume | Self::CopyVolumeInBackground => "copy_volume",
@@ -91,7 +97,8 @@ impl Scene {
         if self == Self::CreateVolume {
             return props;
         }
-        props.volume = volume(stage).await;
+        let shared = matches!(self, Self::AttachSharedVolume | Self::CreateSnapshotOfSharedVolume);
+        props.volume = if shared { shared_volume(stage).await } else { volume(stage).await };
         match self {
             Self::DeleteVolume | Self::AttachVolume => return props,
             Self::RepairVolume => return broken(stage, props).await,
@@ -101,6 +108,9 @@ impl Scene {
         props.written = write(stage, &props.volume);
         match self {
             Self::DetachVolumeByForce => stage.sim.hold_on("vm-1", true),
+            Self::CreateSnapshotOfSharedVolume => {
+                attach(stage, &props.volume, &stage.instance("vm-2").await, "/dev/sdf").await;
+            }
             Self::CreateSnapshots => {
                 let other = volume(stage).await;
                 attach(stage, &other, &props.instance, "/dev/sdg").await;
@@ -133,9 +143,15 @@ impl Scene {
             Self::AttachVolume => {
                 stage.ok("AttachVolume", &[volume, ("InstanceId", &props.instance), ("Device", "/dev/sdf")]).await
             }
+            Self::AttachSharedVolume => {
+                let second = stage.instance("vm-2").await;
+                stage.ok("AttachVolume", &[volume, ("InstanceId", &second), ("Device", "/dev/sdf")]).await
+            }
             Self::DetachVolume => stage.ok("DetachVolume", &[volume]).await,
             Self::DetachVolumeByForce => stage.ok("DetachVolume", &[volume, ("Force", "true")]).await,
-            Self::CreateSnapshot | Self::CreateSnapshotInBackground => stage.ok("CreateSnapshot", &[volume]).await,
+            Self::CreateSnapshot | Self::CreateSnapshotInBackground | Self::CreateSnapshotOfSharedVolume => {
+                stage.ok("CreateSnapshot", &[volume]).await
+            }
             Self::DeleteSnapshot => stage.ok("DeleteSnapshot", &[snapshot]).await,
             Self::CopySnapshot => {
                 let source = [("SourceRegion", "us-east-1"), ("SourceSnapshotId", &*props.snapshot)];
@@ -164,7 +180,14 @@ impl Scene {
                     assert_eq!(content, props.written, "the bytes of {id}");
                 }
             }
-            Self::CreateSnapshot | Self::CreateSnapshotInBackground | Self::CopySnapshot => {
+            // Whatever became of the second attachment, the first one is as it was.
+            Self::AttachSharedVolume => {
+                assert!(write(stage, &props.volume).is_some(), "the first machine has lost its disk");
+            }
+            Self::CreateSnapshot
+            | Self::CreateSnapshotInBackground
+            | Self::CreateSnapshotOfSharedVolume
+            | Self::CopySnapshot => {
                 for id in stage.texts("SELECT id FROM snapshots WHERE state = 'completed'").await {
                     let content = stage.sim.snapshot_content(&SnapshotId::parse(&id).unwrap());
                     assert_eq!(content, props.written, "the bytes of {id}");
@@ -182,6 +205,20 @@ async fn volume(stage: &Stage) -> String {
     id
 }
 
+/// One that several machines may have.
+async fn shared_volume(stage: &Stage) -> String {
+    let asked = [
+        ("AvailabilityZone", "us-east-1a"),
+        ("Size", "4"),
+        ("VolumeType", "io2"),
+        ("Iops", "100"),
+        ("MultiAttachEnabled", "true"),
+    ];
+    let id = stage.ok("CreateVolume", &asked).await.text("volumeId");
+    stage.settle().await;
+    id
+}
+
 pub async fn attach(stage: &Stage, volume: &str, instance: &str, device: &str) {
     stage.ok("AttachVolume", &[("VolumeId", volume), ("InstanceId", instance), ("Device", device)]).await;
     stage.settle().await;
@@ -193,7 +230,8 @@ fn write(stage: &Stage, volume: &str) -> Option<u64> {
     written
 }
 
-/// An attached volume whose target is gone, and a disk of an attachment before it that a machine still has.
+/// An attached volume whose target is gone, and a disk of an attachment before it that a machine still has, and the target of that
+/// on another node.
 async fn broken(stage: &Stage, props: Props) -> Props {
     let id = VolumeId::parse(&props.volume).unwrap();
     attach(stage, &props.volume, &stage.instance("vm-2").await, "/dev/sdf").await;
@@ -204,5 +242,6 @@ async fn broken(stage: &Stage, props: Props) -> Props {
     let written = write(stage, &props.volume);
     stage.sim.leave_disk("vm-2", &id, &over);
     stage.sim.forget_exports("storage-a");
+    stage.sim.add_export("storage-b", &id, &over);
     Props { written, ..props }
 }

@@ -144,8 +144,8 @@ impl Stage {
     /// Detaches and deletes all there is, over the API, and sees that nothing is left anywhere.
     pub async fn walk_to_the_end(&self) {
         self.settle().await;
-        for volume in self.texts("SELECT volume_id FROM attachments WHERE state = 'attached'").await {
-            self.ok("DetachVolume", &[("VolumeId", &volume)]).await;
+        for row in self.rows("SELECT volume_id, instance_id FROM attachments WHERE state = 'attached'").await {
+            self.ok("DetachVolume", &[("VolumeId", row.get(0)), ("InstanceId", row.get(1))]).await;
         }
         self.settle().await;
         for volume in self.texts("SELECT id FROM volumes WHERE state IN ('available', 'error')").await {
