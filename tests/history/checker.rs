@@ -3,7 +3,7 @@
 //! Each property speaks only of what is certain. A call whose answer was lost may have had its effect or not, at any time after
 //! it was made, and counts as whatever explains what was seen.
 
-use crate::properties::{attachments, backwards, content, deleted, generations, lost, tokens};
+use crate::properties::{attachments, backwards, content, deleted, generations, lists, lost, registers, sizes, tokens};
 use crate::record::Event;
 
 /// Something that vbs promises never happens.
@@ -34,7 +34,7 @@ impl Violation {
     }
 }
 
-pub static PROPERTIES: [Property; 8] = [
+pub static PROPERTIES: [Property; 12] = [
     Property { name: "an acknowledged create is never lost", check: lost::check, explains: lost::explains },
     Property {
         name: "two attachments of one volume never overlap",
@@ -54,6 +54,22 @@ pub static PROPERTIES: [Property; 8] = [
         explains: content::explains,
     },
     Property { name: "describes never go back in time", check: backwards::check, explains: backwards::explains },
+    Property {
+        name: "a volume never shrinks, and grows as was promised",
+        check: sizes::check,
+        explains: sizes::explains,
+    },
+    Property {
+        name: "a tag has the value that it was given last",
+        check: registers::check_tags,
+        explains: registers::explains,
+    },
+    Property {
+        name: "another account sees a snapshot while it is shared with it",
+        check: registers::check_shares,
+        explains: registers::explains,
+    },
+    Property { name: "a list shows all that is there", check: lists::check, explains: lists::explains },
     Property {
         name: "no two gateways do anything in one generation, and no node goes back to an older one",
         check: generations::check,

@@ -1,5 +1,6 @@
 //! What a client sends and hears. Every try is written down, with the answer or that there was none.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -47,8 +48,8 @@ impl<'a> Client<'a> {
         let mut outcome = Outcome::Refused("never tried".into());
         for attempt in 0..TRIES {
             let begun = self.world.record.now();
-            let (name, who) = (action.name(), format!("{} by gateway {}", self.name, self.gateway + 1));
-            let (again, what) = match self.send(name, parameters).await {
+            let who = format!("{} by gateway {}", self.name, self.gateway + 1);
+            let (again, what) = match self.send(action, parameters).await {
                 Try::Answer(200, body) => (false, action.read(&body)),
                 Try::Answer(500.., body) => (true, Outcome::Unknown(code(&body))),
                 Try::Answer(_, body) => (false, Outcome::Refused(code(&body))),
@@ -61,17 +62,59 @@ impl<'a> Client<'a> {
             if !again {
                 break;
             }
-            self.gateway = (self.gateway + 1) % GATEWAYS;
-            let pause = self.rng.random_range(0..100 << attempt);
-            tokio::time::sleep(Duration::from_millis(pause)).await;
+            self.elsewhere(attempt).await;
         }
         outcome
     }
 
-    async fn send(&self, action: &str, parameters: &[(&str, &str)]) -> Try {
-        let pairs = [("Action", action), ("Version", "2016-11-15")];
+    /// Turns to another gateway, after a while.
+    async fn elsewhere(&mut self, attempt: u32) {
+        self.gateway = (self.gateway + 1) % GATEWAYS;
+        let pause = self.rng.random_range(0..100 << attempt);
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+    }
+
+    /// Lists all volumes, each page as an SDK does, from whichever gateway. All pages are one event: what is there all the time
+    /// must be among them.
+    pub async fn list_volumes(&mut self) {
+        let (begun, mut listed, mut token) = (self.world.record.now(), BTreeSet::new(), None::<String>);
+        let mut attempt = 0;
+        let outcome = loop {
+            let mut parameters = vec![("MaxResults", "40")];
+            parameters.extend(token.as_deref().map(|token| ("NextToken", token)));
+            let page = self.send(&Action::ListVolumes, &parameters).await;
+            self.world.count_call();
+            let why = match page {
+                Try::Answer(200, body) => {
+                    attempt = 0;
+                    listed.extend(all(&body, "volumeId"));
+                    token = all(&body, "nextToken").into_iter().next();
+                    if token.is_none() {
+                        break Outcome::Listed(listed);
+                    }
+                    continue;
+                }
+                Try::Answer(500.., body) => code(&body),
+                Try::Answer(_, body) => break Outcome::Refused(code(&body)),
+                Try::NotSent(why) | Try::Lost(why) => why,
+            };
+            attempt += 1;
+            if attempt == TRIES {
+                break Outcome::Unknown(why);
+            }
+            self.elsewhere(attempt).await;
+        };
+        self.world.record.add(begun, &self.name, What::Called(Action::ListVolumes, outcome));
+    }
+
+    async fn send(&self, action: &Action, parameters: &[(&str, &str)]) -> Try {
+        let pairs = [("Action", action.name()), ("Version", "2016-11-15")];
         let form = form_urlencoded(pairs.iter().chain(parameters));
         let address = self.world.address(self.gateway);
+        let key = match action {
+            Action::DescribeShared { .. } => &self.world.other_key,
+            _ => &self.world.key,
+        };
         let host = address.to_string();
         let outgoing = Outgoing {
             method: "POST",
@@ -79,8 +122,8 @@ impl<'a> Client<'a> {
             query: "",
             host: &host,
             body: form.as_bytes(),
-            access_key_id: &self.world.access_key_id,
-            secret: &self.world.secret,
+            access_key_id: &key.id,
+            secret: &key.secret,
             region: "us-east-1",
             service: "ec2",
         };
@@ -112,7 +155,7 @@ impl<'a> Client<'a> {
 }
 
 impl Action {
-    fn name(&self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         match self {
             Self::CreateVolume { .. } => "CreateVolume",
             Self::DeleteVolume { .. } => "DeleteVolume",
@@ -120,18 +163,26 @@ impl Action {
             Self::DetachVolume { .. } => "DetachVolume",
             Self::CreateSnapshot { .. } => "CreateSnapshot",
             Self::DeleteSnapshot { .. } => "DeleteSnapshot",
-            Self::DescribeVolume { .. } => "DescribeVolumes",
-            Self::DescribeSnapshot { .. } => "DescribeSnapshots",
+            Self::DescribeVolume { .. } | Self::ListVolumes => "DescribeVolumes",
+            Self::DescribeSnapshot { .. } | Self::DescribeShared { .. } => "DescribeSnapshots",
+            Self::CopyVolume { .. } => "CopyVolumes",
+            Self::ModifyVolume { .. } => "ModifyVolume",
+            Self::Tag { value: Some(_), .. } => "CreateTags",
+            Self::Tag { value: None, .. } => "DeleteTags",
+            Self::CopySnapshot { .. } => "CopySnapshot",
+            Self::Share { .. } => "ModifySnapshotAttribute",
         }
     }
 
     /// What a success says.
     fn read(&self, body: &str) -> Outcome {
         match self {
-            Self::CreateVolume { .. } => Outcome::Volume(text(body, "volumeId"), text(body, "status").parse().unwrap()),
-            Self::CreateSnapshot { .. } => Outcome::Snapshot(text(body, "snapshotId")),
+            Self::CreateVolume { .. } | Self::CopyVolume { .. } => {
+                Outcome::Volume(text(body, "volumeId"), text(body, "status").parse().unwrap())
+            }
+            Self::CreateSnapshot { .. } | Self::CopySnapshot { .. } => Outcome::Snapshot(text(body, "snapshotId")),
             Self::DescribeVolume { .. } => Outcome::SeenVolume(seen_volume(body)),
-            Self::DescribeSnapshot { .. } => {
+            Self::DescribeSnapshot { .. } | Self::DescribeShared { .. } => {
                 let progress = text(body, "progress");
                 let progress = progress.trim_end_matches('%').parse().unwrap_or(0);
                 Outcome::SeenSnapshot(text(body, "status").parse().unwrap(), progress)
@@ -147,6 +198,8 @@ fn seen_volume(body: &str) -> SeenVolume {
     let attachments = all(set, "instanceId").into_iter().zip(all(set, "status"));
     SeenVolume {
         state: text(before, "status").parse().unwrap(),
+        gib: text(before, "size").parse().unwrap(),
+        tags: all(after, "key").into_iter().zip(all(after, "value")).collect(),
         multi_attach: text(after, "multiAttachEnabled") == "true",
         attachments: attachments.map(|(instance, state)| (instance, state.parse().unwrap())).collect(),
     }

@@ -14,7 +14,7 @@ use crate::client::Client;
 use crate::nodes::ZONES;
 use crate::record::{Action, Outcome, What};
 use crate::workload::{self, Step};
-use crate::world::World;
+use crate::world::{OTHER, World};
 
 /// How many there are.
 pub const CLIENTS: usize = 200;
@@ -24,6 +24,11 @@ const GROUP: usize = 8;
 const MOST: usize = 6;
 /// The longest pause between two steps of a client.
 const PAUSE_MS: u64 = 1500;
+/// The size of a new volume that is made of nothing, in GiB, and the largest that one becomes.
+const SIZE: u64 = 4;
+const LARGEST: u64 = 200;
+/// The keys of tags.
+const KEYS: [&str; 3] = ["a", "b", "c"];
 
 /// What a group has.
 #[derive(Default)]
@@ -111,6 +116,14 @@ impl Worker<'_> {
             (Step::Restore, _, Some(snapshot)) if things.volumes.len() < MOST => self.create(Some(snapshot)).await,
             (Step::DeleteSnapshot, _, Some(snapshot)) => self.delete_snapshot(snapshot).await,
             (Step::DescribeSnapshot, _, Some(snapshot)) => self.describe_snapshot(&snapshot).await,
+            (Step::Modify, Some(volume), _) => self.modify(&volume).await,
+            (Step::Tag, Some(volume), _) => self.tag(&volume, true).await,
+            (Step::Untag, Some(volume), _) => self.tag(&volume, false).await,
+            (Step::Copy, _, Some(snapshot)) if things.snapshots.len() < MOST => self.copy(snapshot).await,
+            (Step::CopyVolume, Some(volume), _) if things.volumes.len() < MOST => self.copy_volume(&volume).await,
+            (Step::Share, _, Some(snapshot)) => self.share(snapshot).await,
+            (Step::DescribeShared, _, Some(snapshot)) => self.describe_shared(snapshot).await,
+            (Step::List, _, _) => self.client.list_volumes().await,
             (Step::Create, _, _) if things.volumes.len() < MOST => self.create(None).await,
             (Step::CreateAgain, _, _) if things.order.is_some() => self.create_again(things.order).await,
             (_, Some(volume), _) => self.describe(&volume).await,
@@ -135,18 +148,33 @@ impl Worker<'_> {
 
     async fn order(&mut self, order: Order) {
         let Order { token, zone, snapshot, multi_attach } = order;
-        let mut parameters = vec![("AvailabilityZone", zone), ("Size", "4"), ("ClientToken", &*token)];
-        parameters.extend(snapshot.as_deref().map(|snapshot| ("SnapshotId", snapshot)));
+        let mut parameters = vec![("AvailabilityZone", zone), ("ClientToken", &*token)];
+        let size = SIZE.to_string();
+        // One of a snapshot is as large as that.
+        parameters.push(snapshot.as_deref().map_or(("Size", &*size), |snapshot| ("SnapshotId", snapshot)));
         if multi_attach {
             parameters.extend([("VolumeType", "io2"), ("Iops", "100"), ("MultiAttachEnabled", "true")]);
         }
         let action = Action::CreateVolume { token: token.clone(), snapshot: snapshot.clone(), multi_attach };
-        if let Outcome::Volume(id, _) = self.client.call(&action, &parameters).await {
+        self.make(&action, &parameters, zone).await;
+    }
+
+    async fn make(&mut self, action: &Action, parameters: &[(&str, &str)], zone: &'static str) {
+        if let Outcome::Volume(id, _) = self.client.call(action, parameters).await {
             let mut things = self.group.things();
             if things.volumes.iter().all(|volume| volume.id != id) {
                 things.volumes.push(Volume { id, zone });
             }
         }
+    }
+
+    /// As with a snapshot, what its guest writes after the answer must not be in it.
+    async fn copy_volume(&mut self, source: &Volume) {
+        write(&self.client, &source.id);
+        let token = format!("token-{:016x}", self.client.rng.random::<u64>());
+        let action = Action::CopyVolume { token: token.clone(), source: source.id.clone() };
+        self.make(&action, &[("SourceVolumeId", &source.id), ("ClientToken", &token)], source.zone).await;
+        write(&self.client, &source.id);
     }
 
     async fn delete(&mut self, volume: &Volume) {
@@ -196,6 +224,51 @@ impl Worker<'_> {
         }
     }
 
+    async fn modify(&mut self, volume: &Volume) {
+        let gib = self.client.rng.random_range(SIZE + 1..=LARGEST);
+        let action = Action::ModifyVolume { volume: volume.id.clone(), gib };
+        self.client.call(&action, &[("VolumeId", &volume.id), ("Size", &gib.to_string())]).await;
+        self.describe(volume).await;
+    }
+
+    /// Gives a tag a value that it never had, or takes it away.
+    async fn tag(&mut self, volume: &Volume, set: bool) {
+        let key = *KEYS.choose(&mut self.client.rng).unwrap();
+        let value = set.then(|| format!("{:016x}", self.client.rng.random::<u64>()));
+        let action = Action::Tag { volume: volume.id.clone(), key: key.into(), value: value.clone() };
+        let mut parameters = vec![("ResourceId.1", &*volume.id), ("Tag.1.Key", key)];
+        parameters.extend(value.as_deref().map(|value| ("Tag.1.Value", value)));
+        self.client.call(&action, &parameters).await;
+        self.describe(volume).await;
+    }
+
+    async fn copy(&mut self, source: String) {
+        let action = Action::CopySnapshot { source: source.clone() };
+        let parameters = [("SourceRegion", "us-east-1"), ("SourceSnapshotId", &*source)];
+        if let Outcome::Snapshot(id) = self.client.call(&action, &parameters).await {
+            self.group.things().snapshots.push(id);
+        }
+    }
+
+    async fn share(&mut self, snapshot: String) {
+        let with = self.client.rng.random();
+        let action = Action::Share { snapshot: snapshot.clone(), with };
+        let operation = if with { "add" } else { "remove" };
+        let parameters = [
+            ("SnapshotId", &*snapshot),
+            ("Attribute", "createVolumePermission"),
+            ("OperationType", operation),
+            ("UserId.1", OTHER),
+        ];
+        self.client.call(&action, &parameters).await;
+        self.describe_shared(snapshot).await;
+    }
+
+    async fn describe_shared(&mut self, snapshot: String) {
+        let action = Action::DescribeShared { snapshot: snapshot.clone() };
+        self.client.call(&action, &[("SnapshotId.1", &snapshot)]).await;
+    }
+
     /// A volume that is not there any more is forgotten by the group, after a while: some look again.
     async fn describe(&mut self, volume: &Volume) {
         let seen = describe_volume(&mut self.client, &volume.id).await;
@@ -222,17 +295,20 @@ fn write(client: &Client<'_>, volume: &str) {
     }
 }
 
-/// Describes a volume; looks at what it holds when it is whole.
+/// Describes a volume; looks at what it holds, and how large it is, when it is whole.
 pub async fn describe_volume(client: &mut Client<'_>, volume: &str) -> Outcome {
     let action = Action::DescribeVolume { volume: volume.to_owned() };
     let seen = client.call(&action, &[("VolumeId.1", volume)]).await;
     let whole = |state| matches!(state, VolumeState::Available | VolumeState::InUse);
     if matches!(&seen, Outcome::SeenVolume(seen) if whole(seen.state)) {
         let world = client.world;
-        let begun = world.record.now();
+        let (begun, id) = (world.record.now(), VolumeId::parse(volume).unwrap());
         // None when it was deleted meanwhile.
-        if let Some(token) = world.nodes.sim.volume_content(&VolumeId::parse(volume).unwrap()) {
+        if let Some(token) = world.nodes.sim.volume_content(&id) {
             world.record.add(begun, "a look", What::Held { of: volume.to_owned(), token: Some(token) });
+        }
+        if let Some(bytes) = world.nodes.sim.volume_bytes(&id) {
+            world.record.add(begun, "a look", What::Sized { volume: volume.to_owned(), gib: bytes >> 30 });
         }
     }
     seen

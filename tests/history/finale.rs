@@ -21,6 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 pub async fn look(world: &Arc<World>, groups: &[Things]) {
     world.heal().await;
     world.settle().await;
+    world.record.add(world.record.now(), "the database", What::Settled);
     let mut client = Client::new("the last client".into(), world, StdRng::seed_from_u64(0));
     for things in groups {
         for volume in &things.volumes {
@@ -30,11 +31,18 @@ pub async fn look(world: &Arc<World>, groups: &[Things]) {
             describe_snapshot(&mut client, snapshot).await;
         }
     }
+    client.list_volumes().await;
     let mut conn = world.pool.get().await.unwrap();
     let failed = schema::volumes::table.filter(schema::volumes::state_reason.is_not_null());
     let failed: Vec<String> = failed.select(schema::volumes::id).load(&mut conn).await.unwrap();
     for volume in failed {
         world.record.add(world.record.now(), "the database", What::CouldNotBeMade { volume });
+    }
+    let turned_back = schema::workflows::kind.eq("modify_volume").and(schema::workflows::outcome.ne("succeeded"));
+    let turned_back = schema::workflows::table.filter(turned_back).select(schema::workflows::volume_id);
+    let turned_back: Vec<String> = turned_back.distinct().load(&mut conn).await.unwrap();
+    for volume in turned_back {
+        world.record.add(world.record.now(), "the database", What::CouldNotGrow { volume });
     }
 }
 

@@ -19,12 +19,15 @@ use crate::world::{GATEWAYS, World};
 const AT_ONCE: usize = 2;
 
 /// The verbs that faults strike.
-const VERBS: [&str; 12] = [
+const VERBS: [&str; 15] = [
     "ensure_volume",
     "ensure_no_volume",
     "ensure_restored",
     "ensure_snapshot",
+    "ensure_snapshot_copy",
     "ensure_no_snapshot",
+    "ensure_grown",
+    "ensure_grown_disk",
     "ensure_exported",
     "ensure_not_exported",
     "ensure_connected",

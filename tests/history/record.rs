@@ -3,6 +3,7 @@
 //! All of it is seen by one process, on one clock, so that "before" means before: an event has an effect, if any, at one instant
 //! between its beginning and its end. A call whose answer was lost may have one at any time after its beginning, or never.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -37,12 +38,20 @@ pub enum What {
     Did(Effect),
     /// A gateway asked a node for something under this generation.
     Asked { generation: i64 },
+    /// A look at how large a volume is on its node.
+    Sized { volume: String, gib: u64 },
     /// The database says that the volume could not be made.
     CouldNotBeMade { volume: String },
+    /// The database says that a modification of the volume was turned back.
+    CouldNotGrow { volume: String },
+    /// Nothing is being worked on, and everything is well: what was acknowledged has come about.
+    Settled,
     /// What was done to make it hard.
     Disturbed(String),
 }
 
+/// A `Tag` without a value is taken away. A snapshot is shared with the other account, which describes what is shared. A list is of
+/// all volumes, page by page.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
     CreateVolume { token: String, snapshot: Option<String>, multi_attach: bool },
@@ -53,6 +62,13 @@ pub enum Action {
     DeleteSnapshot { snapshot: String },
     DescribeVolume { volume: String },
     DescribeSnapshot { snapshot: String },
+    CopyVolume { token: String, source: String },
+    ModifyVolume { volume: String, gib: u64 },
+    Tag { volume: String, key: String, value: Option<String> },
+    CopySnapshot { source: String },
+    Share { snapshot: String, with: bool },
+    DescribeShared { snapshot: String },
+    ListVolumes,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -63,6 +79,8 @@ pub enum Outcome {
     Done,
     SeenVolume(SeenVolume),
     SeenSnapshot(SnapshotState, u8),
+    /// The ids of all pages.
+    Listed(BTreeSet<String>),
     /// Refused with this code: nothing was done.
     Refused(String),
     /// Nobody knows whether it was done, or will be.
@@ -73,7 +91,9 @@ pub enum Outcome {
 #[derive(Debug, Clone, PartialEq)]
 pub struct SeenVolume {
     pub state: VolumeState,
+    pub gib: u64,
     pub multi_attach: bool,
+    pub tags: BTreeMap<String, String>,
     /// Instances and the states of their attachments.
     pub attachments: Vec<(String, AttachmentState)>,
 }
@@ -121,15 +141,28 @@ impl Event {
                 };
                 made || match action {
                     Action::CreateVolume { token, snapshot, .. } => same(token) || snapshot.as_ref().is_some_and(same),
+                    Action::CopyVolume { token, source } => same(token) || same(source),
                     Action::DeleteVolume { volume }
                     | Action::AttachVolume { volume, .. }
                     | Action::DetachVolume { volume, .. }
                     | Action::CreateSnapshot { volume }
-                    | Action::DescribeVolume { volume } => same(volume),
-                    Action::DeleteSnapshot { snapshot } | Action::DescribeSnapshot { snapshot } => same(snapshot),
+                    | Action::DescribeVolume { volume }
+                    | Action::ModifyVolume { volume, .. }
+                    | Action::Tag { volume, .. } => same(volume),
+                    Action::DeleteSnapshot { snapshot }
+                    | Action::DescribeSnapshot { snapshot }
+                    | Action::CopySnapshot { source: snapshot }
+                    | Action::Share { snapshot, .. }
+                    | Action::DescribeShared { snapshot } => same(snapshot),
+                    // What it does not show counts as much as what it does.
+                    Action::ListVolumes => true,
                 }
             }
-            What::Wrote { volume, .. } | What::CouldNotBeMade { volume } => same(volume),
+            What::Wrote { volume, .. }
+            | What::Sized { volume, .. }
+            | What::CouldNotBeMade { volume }
+            | What::CouldNotGrow { volume } => same(volume),
+            What::Settled => true,
             What::Held { of, .. } => same(of),
             What::Did(effect) => same(&effect.resource) || effect.generation.to_string() == name,
             What::Asked { generation } => generation.to_string() == name,

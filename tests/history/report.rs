@@ -1,6 +1,6 @@
 //! What a failure prints: the seed, what is wrong, and a minimal history of each.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::checker::{self, Property, Violation};
 use crate::record::{Event, Outcome, Time, What};
@@ -53,8 +53,18 @@ pub fn summary(events: &[Event]) -> String {
     let looks = count(|what| matches!(what, What::Held { .. }));
     let effects = count(|what| matches!(what, What::Did(_)));
     let disturbances = count(|what| matches!(what, What::Disturbed(_)));
+    let mut acknowledged: BTreeMap<&str, u32> = BTreeMap::new();
+    for event in events {
+        if let What::Called(action, outcome) = &event.what
+            && !matches!(outcome, Outcome::Refused(_) | Outcome::Unknown(_))
+        {
+            *acknowledged.entry(action.name()).or_default() += 1;
+        }
+    }
+    let acknowledged: Vec<String> = acknowledged.iter().map(|(name, count)| format!("{name} {count}")).collect();
     format!(
         "{calls} calls ({refused} refused, {unknown} without an answer), {writes} writes, {looks} looks at bytes, {effects} \
-         effects on nodes, {disturbances} disturbances"
+         effects on nodes, {disturbances} disturbances\nacknowledged: {}",
+        acknowledged.join(", ")
     )
 }

@@ -21,10 +21,18 @@ pub enum Step {
     Describe,
     DescribeSnapshot,
     Write,
+    Modify,
+    Tag,
+    Untag,
+    Copy,
+    CopyVolume,
+    Share,
+    DescribeShared,
+    List,
 }
 
-/// How often each is done, of a thousand.
-const WEIGHTS: [(Step, u32); 11] = [
+/// How often each is done.
+const WEIGHTS: [(Step, u32); 19] = [
     (Step::Create, 50),
     (Step::CreateAgain, 40),
     (Step::Restore, 30),
@@ -36,6 +44,14 @@ const WEIGHTS: [(Step, u32); 11] = [
     (Step::Describe, 250),
     (Step::DescribeSnapshot, 100),
     (Step::Write, 120),
+    (Step::Modify, 40),
+    (Step::Tag, 60),
+    (Step::Untag, 30),
+    (Step::Copy, 30),
+    (Step::CopyVolume, 20),
+    (Step::Share, 40),
+    (Step::DescribeShared, 40),
+    (Step::List, 20),
 ];
 
 /// The next step.

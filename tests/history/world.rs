@@ -22,6 +22,8 @@ pub const GATEWAYS: usize = 3;
 
 /// The account whose clients all of them are.
 const ACCOUNT: &str = "123456789012";
+/// The account that snapshots are shared with.
+pub const OTHER: &str = "999999999999";
 
 /// How long anything may take that nothing is in the way of.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -33,12 +35,18 @@ pub struct Instance {
     pub machine: String,
 }
 
+/// An access key.
+pub struct Key {
+    pub id: String,
+    pub secret: String,
+}
+
 pub struct World {
     pub record: Arc<Record>,
     pub nodes: Nodes,
     pub pool: Pool,
-    pub access_key_id: String,
-    pub secret: String,
+    pub key: Key,
+    pub other_key: Key,
     pub instances: Vec<Instance>,
     /// How many calls were made.
     calls: watch::Sender<u64>,
@@ -63,9 +71,14 @@ impl World {
         let nodes = Nodes::new(SecretSource::File(key), &record);
         let pool = Pool::new(&url, 4).unwrap();
         let mut conn = pool.get().await.unwrap();
-        db::accounts::create(&mut conn, ACCOUNT, "test").await.unwrap();
         let sealer = Sealer::of(&toml::from_str::<Config>(&configuration(&url, 0, "")).unwrap()).unwrap();
-        let key = vbs::credentials::create(&mut conn, &sealer, ACCOUNT).await.unwrap();
+        let mut keys = Vec::new();
+        for account in [ACCOUNT, OTHER] {
+            db::accounts::create(&mut conn, account, account).await.unwrap();
+            let key = vbs::credentials::create(&mut conn, &sealer, account).await.unwrap();
+            keys.push(Key { id: key.id, secret: key.secret.to_string() });
+        }
+        let [key, other_key]: [Key; 2] = keys.try_into().ok().expect("two accounts");
         drop(conn);
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
         let place = |_| Place {
@@ -78,8 +91,8 @@ impl World {
             record,
             nodes,
             pool,
-            access_key_id: key.id,
-            secret: key.secret.to_string(),
+            key,
+            other_key,
             instances: Vec::new(),
             calls: watch::Sender::new(0),
             places: (0..GATEWAYS).map(place).collect(),

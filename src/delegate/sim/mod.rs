@@ -237,6 +237,11 @@ impl SimCloud {
         self.state().storages.values().find_map(|node| node.volumes.get(volume)).map(|content| content.token)
     }
 
+    /// The size of a volume in bytes, `None` when there is none.
+    pub fn volume_bytes(&self, volume: &VolumeId) -> Option<u64> {
+        self.state().storages.values().find_map(|node| node.volumes.get(volume)).map(|content| content.size_bytes)
+    }
+
     /// The content of a snapshot that is of one point in time; `None` also for one that is torn.
     pub fn snapshot_content(&self, snapshot: &SnapshotId) -> Option<u64> {
         let state = self.state();

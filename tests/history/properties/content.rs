@@ -1,7 +1,7 @@
-//! A snapshot holds what its volume held at one instant while it was taken, a volume of a snapshot what the snapshot holds, and a
-//! volume at each time what was written last.
+//! A snapshot or a copy of a volume holds what the volume held at one instant while it was taken, a copy of a snapshot and a volume
+//! made of it what the snapshot holds, and a volume at each time what was written last.
 //!
-//! CreateSnapshot promises that what is written after its answer is not in the snapshot, when it answers within ten seconds; one that
+//! CreateSnapshot and CopyVolumes promise that what is written after its answer is not in it, when they answer within ten seconds; one that
 //! takes longer may be of any instant until it is completed.
 
 use std::collections::BTreeMap;
@@ -32,11 +32,18 @@ pub fn check(events: &[Event]) -> Vec<Violation> {
         _ => None,
     });
     held.filter_map(|(event, of, token)| {
+        if let Some(source) = story.copied.get(of) {
+            return story.refuse_copy(of, source, token);
+        }
         if let Some(taken) = story.taken.get(of) {
             let until = story.taken_by(of, taken);
             return story.refuse((taken.volume, of), token, taken.event.begun, until);
         }
-        story.refuse((of, of), token, event.begun, event.ended)
+        let first = story.cloned.get(of).filter(|_| !story.wrote(of, token));
+        let refused = first.and_then(|cloned| {
+            story.refuse((cloned.volume, of), token, cloned.event.begun, story.taken_by(of, cloned))
+        });
+        refused.or_else(|| story.refuse((of, of), token, event.begun, event.ended))
     })
     .collect()
 }
@@ -49,6 +56,10 @@ struct Story<'a> {
     /// What each volume was made of.
     made: BTreeMap<&'a str, Option<&'a str>>,
     taken: BTreeMap<&'a str, Taken<'a>>,
+    /// What each volume is a copy of.
+    cloned: BTreeMap<&'a str, Taken<'a>>,
+    /// What each snapshot is a copy of.
+    copied: BTreeMap<&'a str, &'a str>,
     completed: BTreeMap<&'a str, Time>,
     /// What snapshots hold.
     held: BTreeMap<&'a str, u64>,
@@ -72,6 +83,12 @@ impl<'a> Story<'a> {
                 What::Called(Action::CreateSnapshot { volume }, Outcome::Snapshot(snapshot)) => {
                     story.taken.insert(snapshot, Taken { volume, event });
                 }
+                What::Called(Action::CopyVolume { source, .. }, Outcome::Volume(volume, _)) => {
+                    story.cloned.entry(volume).or_insert(Taken { volume: source, event });
+                }
+                What::Called(Action::CopySnapshot { source }, Outcome::Snapshot(snapshot)) => {
+                    story.copied.insert(snapshot, source);
+                }
                 What::Called(
                     Action::DescribeSnapshot { snapshot },
                     Outcome::SeenSnapshot(SnapshotState::Completed, _),
@@ -84,6 +101,31 @@ impl<'a> Story<'a> {
         }
         story.writes.values_mut().for_each(|writes| writes.sort_by_key(|(token, _)| *token));
         story
+    }
+
+    /// Whether it was written to the volume itself.
+    fn wrote(&self, volume: &str, token: Option<u64>) -> bool {
+        let writes = self.writes.get(volume).map_or(&[][..], Vec::as_slice);
+        writes.iter().any(|(written, _)| Some(*written) == token)
+    }
+
+    /// Why a copy cannot hold this: it is not what its source was seen to hold, or what that may hold.
+    fn refuse_copy(&self, of: &str, source: &str, token: Option<u64>) -> Option<Violation> {
+        let about =
+            |violation: Violation| Violation { about: [vec![of.to_owned()], violation.about].concat(), ..violation };
+        match (self.held.get(source), self.taken.get(source), self.copied.get(source)) {
+            (Some(held), _, _) if token == Some(*held) => None,
+            (Some(held), _, _) => {
+                let why = format!("{of} holds {token:?}, but {source}, which it is a copy of, {held}");
+                Some(Violation::new(&[of, source], why))
+            }
+            (None, Some(cut), _) => {
+                let until = self.taken_by(source, cut);
+                self.refuse((cut.volume, source), token, cut.event.begun, until).map(about)
+            }
+            (None, None, Some(further)) => self.refuse_copy(source, further, token).map(about),
+            (None, None, None) => None,
+        }
     }
 
     /// Until when it was taken.
@@ -126,6 +168,8 @@ impl<'a> Story<'a> {
 
 #[cfg(test)]
 mod tests {
+    use vbs::state::VolumeState;
+
     use super::super::histories::{called, event, made, made_of, seen_snapshot};
     use super::*;
 
@@ -176,6 +220,36 @@ mod tests {
         };
         assert_eq!(check(&restored(1)), []);
         assert_eq!(check(&restored(2)).len(), 1);
+    }
+
+    #[test]
+    fn a_copy_holds_what_its_source_does_and_so_does_the_copy_of_a_copy() {
+        let copied = |source: &str, copy: &str| {
+            called(20, 21, Action::CopySnapshot { source: source.into() }, Outcome::Snapshot(copy.into()))
+        };
+        let both = [taken(12, 19), copied("snap-1", "snap-2"), copied("snap-2", "snap-3")];
+        for source in [None, Some(held(50, "snap-1", Some(1)))] {
+            for of in ["snap-2", "snap-3"] {
+                let history = |token| {
+                    let seen = [&both[..], source.as_slice(), &[held(90, of, token)]].concat();
+                    check(&with(&seen)).len()
+                };
+                assert_eq!([history(Some(1)), history(Some(2)), history(None)], [0, 1, 1], "{of} {source:?}");
+            }
+        }
+        let unknown = [copied("snap-9", "snap-2"), held(90, "snap-2", Some(2))];
+        assert_eq!(check(&with(&unknown)), []);
+    }
+
+    #[test]
+    fn a_copy_of_a_volume_holds_what_that_held_between_call_and_answer_until_it_is_written_to() {
+        let action = Action::CopyVolume { token: "u".into(), source: "vol-1".into() };
+        let copied = called(12, 25, action, Outcome::Volume("vol-2".into(), VolumeState::Creating));
+        let own = event(100, 101, What::Wrote { volume: "vol-2".into(), token: 9 });
+        let found =
+            |begun, token| check(&with(&[copied.clone(), own.clone(), held(begun, "vol-2", Some(token))])).len();
+        assert_eq!([0, 1, 2, 3].map(|token| found(90, token)), [1, 0, 0, 1]);
+        assert_eq!([1, 9].map(|token| found(110, token)), [1, 0], "it was written to since");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Hand-made events, for the histories that the properties are tried on.
 
+use std::collections::BTreeMap;
+
 use vbs::state::{AttachmentState, SnapshotState, VolumeState};
 
 use crate::record::{Action, Effect, Event, NEVER, Outcome, SeenVolume, Time, What};
@@ -39,7 +41,14 @@ pub fn seen_with(
     attachments: &[(&str, AttachmentState)],
 ) -> Event {
     let attachments = attachments.iter().map(|(instance, state)| ((*instance).to_owned(), *state)).collect();
-    let seen = SeenVolume { state, multi_attach: false, attachments };
+    seen_as(begun, ended, volume, SeenVolume { attachments, ..shown(state) })
+}
+
+pub fn shown(state: VolumeState) -> SeenVolume {
+    SeenVolume { state, gib: 4, multi_attach: false, tags: BTreeMap::new(), attachments: Vec::new() }
+}
+
+pub fn seen_as(begun: Time, ended: Time, volume: &str, seen: SeenVolume) -> Event {
     called(begun, ended, Action::DescribeVolume { volume: volume.into() }, Outcome::SeenVolume(seen))
 }
 

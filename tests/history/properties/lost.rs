@@ -41,7 +41,7 @@ fn lost_snapshots(events: &[Event]) -> Vec<Violation> {
     let mut deletions: BTreeMap<&str, &Event> = BTreeMap::new();
     for event in events {
         match &event.what {
-            What::Called(Action::CreateSnapshot { .. }, Outcome::Snapshot(snapshot)) => {
+            What::Called(_, Outcome::Snapshot(snapshot)) => {
                 known.entry(snapshot).or_insert(event);
             }
             What::Called(Action::DeleteSnapshot { snapshot }, outcome) if !matches!(outcome, Outcome::Refused(_)) => {
@@ -91,10 +91,12 @@ mod tests {
     #[test]
     fn a_snapshot_that_nobody_deleted_must_be_there() {
         let taken = Outcome::Snapshot("snap-1".into());
+        let copied = called(0, 1, Action::CopySnapshot { source: "snap-0".into() }, taken.clone());
         let taken = called(0, 1, Action::CreateSnapshot { volume: "vol-1".into() }, taken);
         let refused = Outcome::Refused("InvalidSnapshot.NotFound".into());
         let missing = called(5, 6, Action::DescribeSnapshot { snapshot: "snap-1".into() }, refused);
         assert_eq!(check(&[taken.clone(), missing.clone()]).len(), 1);
+        assert_eq!(check(&[copied, missing.clone()]).len(), 1);
         let deleted = lost(2, Action::DeleteSnapshot { snapshot: "snap-1".into() });
         assert_eq!(check(&[taken, deleted, missing]), []);
     }

@@ -7,6 +7,9 @@ pub mod deleted;
 pub mod generations;
 #[cfg(test)]
 pub mod histories;
+pub mod lists;
 pub mod lost;
+pub mod registers;
 pub mod sightings;
+pub mod sizes;
 pub mod tokens;

@@ -19,7 +19,9 @@ pub fn of_volumes(events: &[Event]) -> BTreeMap<&str, Vec<Sighting<'_>>> {
     for event in events {
         let What::Called(action, outcome) = &event.what else { continue };
         let sighting = match (action, outcome) {
-            (Action::CreateVolume { .. }, Outcome::Volume(volume, state)) => Some((volume, *state)),
+            (Action::CreateVolume { .. } | Action::CopyVolume { .. }, Outcome::Volume(volume, state)) => {
+                Some((volume, *state))
+            }
             (Action::DescribeVolume { volume }, Outcome::SeenVolume(seen)) => Some((volume, seen.state)),
             (Action::DescribeVolume { volume }, Outcome::Refused(code)) if code == "InvalidVolume.NotFound" => {
                 Some((volume, VolumeState::Deleted))

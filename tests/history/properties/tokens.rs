@@ -14,7 +14,10 @@ pub fn check(events: &[Event]) -> Vec<Violation> {
     let mut failed: BTreeSet<&str> = BTreeSet::new();
     for event in events {
         match &event.what {
-            What::Called(Action::CreateVolume { token, .. }, Outcome::Volume(volume, _)) => {
+            What::Called(
+                Action::CreateVolume { token, .. } | Action::CopyVolume { token, .. },
+                Outcome::Volume(volume, _),
+            ) => {
                 volumes.entry(token).or_default().insert(volume);
             }
             What::CouldNotBeMade { volume } => {
