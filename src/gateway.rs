@@ -181,14 +181,12 @@ impl Front {
         let deadline = Instant::now() + READY_LIMIT;
         let current = async {
             let mut conn = self.pool.get_within(READY_LIMIT).await?;
-            match timeout_at(deadline, db::is_current(&mut conn)).await {
-                Ok(current) => current,
-                Err(_) => {
-                    // Nobody else shall wait for it.
-                    drop(Object::take(conn));
-                    Err(db::Error::Connection("no answer in time".into()))
-                }
+            if let Ok(current) = timeout_at(deadline, db::is_current(&mut conn)).await {
+                return current;
             }
+            // Nobody else shall wait for it.
+            drop(Object::take(conn));
+            Err(db::Error::Connection("no answer in time".into()))
         };
         let why = match current.await {
             Ok(true) => return plain(StatusCode::OK, "ready"),

@@ -176,16 +176,16 @@ pub async fn migrate(url: &str) -> Result<()> {
 /// Whether every migration this program knows has been applied.
 pub async fn is_current(conn: &mut Conn) -> Result<bool> {
     use diesel::migration::MigrationSource;
+    #[derive(diesel::QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = diesel::sql_types::Text)]
+        version: String,
+    }
     // A database that was never migrated has no table of them.
     let there = diesel::dsl::sql::<diesel::sql_types::Bool>("to_regclass('__diesel_schema_migrations') IS NOT NULL");
     let there: bool = diesel_async::RunQueryDsl::get_result(diesel::select(there), conn).await?;
     if !there {
         return Ok(false);
-    }
-    #[derive(diesel::QueryableByName)]
-    struct Row {
-        #[diesel(sql_type = diesel::sql_types::Text)]
-        version: String,
     }
     let applied: Vec<Row> =
         diesel_async::RunQueryDsl::load(diesel::sql_query("SELECT version FROM __diesel_schema_migrations"), conn)

@@ -330,7 +330,9 @@ mod tests {
         let (debian, own) = (dir.path().join("postgresql"), dir.path().join("own"));
         let install = |bin: &Path, names: &[&str]| {
             fs::create_dir_all(bin).unwrap();
-            names.iter().for_each(|name| fs::write(bin.join(name), "").unwrap());
+            for name in names {
+                fs::write(bin.join(name), "").unwrap();
+            }
         };
         let empty = dir.path().join("empty");
         install(&empty, &[]);

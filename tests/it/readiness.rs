@@ -101,7 +101,7 @@ async fn a_gateway_whose_connections_are_all_in_use_calls_its_database_busy_and_
         held.pop();
         other.await.unwrap()
     };
-    let (_, _conn) = tokio::join!(assert_says(cloud.client.address, BUSY), turn);
+    let ((), _conn) = tokio::join!(assert_says(cloud.client.address, BUSY), turn);
     // Nobody comes to a turn any more.
     assert_says(cloud.client.address, SILENT).await;
 }
