@@ -2,8 +2,10 @@
 //! Blocks that were not zeroed hold 0xff.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -30,6 +32,14 @@ pub enum Fault {
     Crash,
 }
 
+/// What is wrong with a device node for a while after its volume was made or activated.
+#[derive(Debug, Clone, Copy)]
+pub enum Node {
+    Missing,
+    /// It is the file `other`, which is not of the volume.
+    Other,
+}
+
 #[derive(Default)]
 pub struct Double {
     pub dev: PathBuf,
@@ -45,6 +55,12 @@ pub struct State {
     /// The same for looks.
     pub look_fault: Option<(usize, Fault)>,
     pub extents: u64,
+    /// How device nodes come into being, when not at once.
+    pub late: Option<(Node, Duration)>,
+    /// Whether the pool's metadata is not that of the group's, so that nothing in it can be activated.
+    pub transaction_mismatch: bool,
+    /// How many changes are at work, and the most that were at once.
+    pub at_work: (usize, usize),
     /// What is on extents that were given back, by their range.
     given_back: HashMap<String, Vec<u8>>,
     next_range: u64,
@@ -66,6 +82,9 @@ impl Default for State {
             fault: None,
             look_fault: None,
             extents: 128,
+            late: None,
+            transaction_mismatch: false,
+            at_work: (0, 0),
             given_back: HashMap::new(),
             next_range: 0,
         }
@@ -82,14 +101,56 @@ fn strikes(fault: &mut Option<(usize, Fault)>) -> Option<Fault> {
     (left == 0).then_some(kind)
 }
 
+/// A file stands for a device, and its inode for the device's number.
+pub fn number(meta: &Metadata) -> Option<(u32, u32)> {
+    meta.is_file().then(|| (1, u32::try_from(meta.ino() & u64::from(u32::MAX)).unwrap()))
+}
+
+/// A change that is at work, for as long as this lives.
+struct AtWork<'a>(&'a Mutex<State>);
+
+impl<'a> AtWork<'a> {
+    async fn new(state: &'a Mutex<State>) -> Self {
+        {
+            let (now, most) = &mut state.lock().unwrap().at_work;
+            *now += 1;
+            *most = (*most).max(*now);
+        }
+        let at_work = Self(state);
+        for _ in 0..3 {
+            tokio::task::yield_now().await;
+        }
+        at_work
+    }
+}
+
+impl Drop for AtWork<'_> {
+    fn drop(&mut self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).at_work.0 -= 1;
+    }
+}
+
 #[async_trait]
 impl Run for Double {
     async fn run(&self, program: &str, args: &[String], _: Duration) -> Result<String, Failed> {
+        let is_look = matches!(program, "lvs" | "vgs");
+        let _at_work = match program {
+            "lvs" | "vgs" | "udevadm" => None,
+            _ => Some(AtWork::new(&self.state).await),
+        };
         let mut state = self.state.lock().unwrap();
-        let config = if args[0] == "--config" { 2 } else { 0 };
+        let config = match args {
+            [option, config, ..] if option == "--config" => {
+                assert!(config.contains("scan_lvs=0"), "{program} would look into guests' disks: {config}");
+                2
+            }
+            _ => {
+                assert_eq!(program, "udevadm", "it would look into guests' disks");
+                0
+            }
+        };
         let args: Vec<&str> = args[config..].iter().map(String::as_str).collect();
         state.calls.push(format!("{program} {}", args.join(" ")));
-        let is_look = matches!(program, "lvs" | "vgs");
         let fault = strikes(if is_look { &mut state.look_fault } else { &mut state.fault });
         match fault {
             Some(Fault::Lie) => return Ok(String::new()),
@@ -103,17 +164,33 @@ impl Run for Double {
             return Err(failed(&format!("Failed to find logical volume \"vbs/{lv}\""), false));
         }
         let printed = match program {
-            "lvs" => Ok(state.lvs(&args)),
+            "lvs" => Ok(state.lvs(&self.dev, &args)),
             "vgs" => Ok(state.vgs()),
             "lvcreate" => state.create(&self.dev, &args, half),
-            "lvchange" => Ok(state.change(&args, half)),
-            "lvextend" => Ok(state.extend(&self.dev, &args)),
+            "lvchange" => state.change(&args, half),
+            "lvextend" => state.extend(&self.dev, &args),
             "lvremove" => state.remove(&self.dev, &args, half),
             "udevadm" => Ok(String::new()),
             other => panic!("{other} is not doubled"),
         };
+        if let (Some(late), "lvcreate") = (state.late, program) {
+            come_late(&self.dev, option(&args, "-n").unwrap(), late);
+        }
         if fault.is_some() { Err(failed("exit status: 5", false)) } else { printed }
     }
+}
+
+/// Puts a device node aside for a while.
+fn come_late(dev: &Path, name: &str, (instead, time): (Node, Duration)) {
+    let (node, aside) = (dev.join("vbs").join(name), dev.join("late").join(name));
+    std::fs::rename(&node, &aside).unwrap();
+    if let Node::Other = instead {
+        std::os::unix::fs::symlink(dev.join("other"), &node).unwrap();
+    }
+    tokio::spawn(async move {
+        tokio::time::sleep(time).await;
+        std::fs::rename(aside, node).unwrap();
+    });
 }
 
 fn option<'a>(args: &[&'a str], name: &str) -> Option<&'a str> {
@@ -142,7 +219,7 @@ impl State {
         .to_string()
     }
 
-    fn lvs(&self, args: &[&str]) -> String {
+    fn lvs(&self, dev: &Path, args: &[&str]) -> String {
         if args.contains(&"seg_pe_ranges") {
             let range = self.lvs[lv_of(args)].tagged("range").unwrap_or_default();
             return json!({"report": [{"lv": [{"seg_pe_ranges": range}]}]}).to_string();
@@ -150,12 +227,15 @@ impl State {
         let only = option(args, "-S").and_then(|select| select.strip_prefix("lv_name="));
         let percent = |percent: Option<f64>| percent.map_or(String::new(), |percent| format!("{percent:.2}"));
         let row = |lv: &Lv| {
-            let number = if lv.is_active() { "1" } else { "-1" };
+            let nodes = ["late", "vbs"].map(|dir| dev.join(dir).join(&lv.name));
+            let device = nodes.iter().find_map(|node| number(&std::fs::symlink_metadata(node).ok()?));
+            let (major, minor) = device.filter(|_| lv.is_active()).unzip();
+            let shown = |number: Option<u32>| number.map_or("-1".into(), |number| number.to_string());
             json!({
                 "lv_name": lv.name, "lv_attr": lv.attr, "lv_size": lv.size.to_string(), "origin": lv.origin,
                 "pool_lv": lv.pool, "data_percent": percent(lv.data_percent),
                 "metadata_percent": percent(lv.metadata_percent), "lv_tags": lv.tags.join(","),
-                "lv_kernel_major": number, "lv_kernel_minor": number,
+                "lv_kernel_major": shown(major), "lv_kernel_minor": shown(minor),
             })
         };
         let rows: Vec<_> = self.lvs.values().filter(|lv| only.is_none_or(|only| only == lv.name)).map(row).collect();
@@ -209,7 +289,10 @@ impl State {
         Ok(String::new())
     }
 
-    fn change(&mut self, args: &[&str], half: bool) -> String {
+    fn change(&mut self, args: &[&str], half: bool) -> Result<String, Failed> {
+        if args.contains(&"-ay") && self.transaction_mismatch {
+            return Err(failed("Thin pool vbs-pool-tpool (253:2) transaction_id is 4, while expected 5.", false));
+        }
         let lv = self.lvs.get_mut(lv_of(args)).unwrap();
         if args.contains(&"-ay") || args.contains(&"--refresh") {
             lv.attr.replace_range(4..5, "a");
@@ -219,11 +302,14 @@ impl State {
             lv.tags.retain(|tag| option(args, "--deltag") != Some(tag));
             lv.tags.extend(options(args, "--addtag").into_iter().map(str::to_owned));
         }
-        String::new()
+        Ok(String::new())
     }
 
-    fn extend(&mut self, dev: &Path, args: &[&str]) -> String {
+    fn extend(&mut self, dev: &Path, args: &[&str]) -> Result<String, Failed> {
         let name = lv_of(args);
+        if self.lvs.values().any(|lv| lv.is_cow() && lv.origin == name) {
+            return Err(failed("Snapshot origin volumes can be resized only while inactive: try lvchange -an.", false));
+        }
         let more = option(args, "-l").unwrap().strip_prefix('+').unwrap().parse::<u64>().unwrap() * EXTENT;
         let lv = self.lvs.get_mut(name).unwrap();
         lv.size += more;
@@ -233,7 +319,7 @@ impl State {
         let blank = vec![if lv.pool.is_empty() { 0xff } else { 0 }; usize::try_from(more).unwrap()];
         bytes.extend(range.unwrap_or(&blank));
         std::fs::write(path, bytes).unwrap();
-        String::new()
+        Ok(String::new())
     }
 
     fn remove(&mut self, dev: &Path, args: &[&str], half: bool) -> Result<String, Failed> {

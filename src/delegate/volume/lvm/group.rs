@@ -7,7 +7,9 @@
 //! What a guest keeps inside its volume may be a physical volume. No command of ours reads it: they are all told not to scan
 //! logical volumes (`devices/scan_lvs`, lvm.conf(5)). The host's own commands need the same, see `docs/operations.md`.
 
-use std::path::{Path, PathBuf};
+use std::fs::Metadata;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -91,24 +93,46 @@ impl Run for Host {
     }
 }
 
+/// Where device nodes are, and what is to be known of them. Tests have others.
+#[derive(Debug, Clone)]
+pub struct Devices {
+    /// The directory.
+    pub dir: PathBuf,
+    /// The kernel's number of the device that a node is of.
+    pub number: fn(&Metadata) -> Option<(u32, u32)>,
+    /// How long a node may take to appear after the command that made it has ended.
+    pub wait: Duration,
+}
+
+impl Default for Devices {
+    fn default() -> Self {
+        let number = |meta: &Metadata| {
+            let number = (rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev()));
+            meta.file_type().is_block_device().then_some(number)
+        };
+        Self { dir: "/dev".into(), number, wait: Duration::from_secs(5) }
+    }
+}
+
 /// A volume group.
 pub struct Group {
     name: String,
-    dev: PathBuf,
+    /// Its device nodes, and others'.
+    pub devices: Devices,
     run: Arc<dyn Run>,
     turn: Mutex<()>,
 }
 
 impl Group {
-    /// The group of this name, whose devices are under `dev`. Whether it is there is found out when it is looked at.
-    pub fn new(name: &str, dev: &Path, run: Arc<dyn Run>) -> Result<Self> {
+    /// The group of this name. Whether it is there is found out when it is looked at.
+    pub fn new(name: &str, devices: Devices, run: Arc<dyn Run>) -> Result<Self> {
         check_name(name)?;
-        Ok(Self { name: name.into(), dev: dev.into(), run, turn: Mutex::default() })
+        Ok(Self { name: name.into(), devices, run, turn: Mutex::default() })
     }
 
     /// The device of a logical volume, while it is active.
     pub fn path(&self, lv: &str) -> PathBuf {
-        self.dev.join(&self.name).join(lv)
+        self.devices.dir.join(&self.name).join(lv)
     }
 
     /// Waits for those before, and shuts out those after.

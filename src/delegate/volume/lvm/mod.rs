@@ -8,7 +8,6 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -37,7 +36,7 @@ mod tests;
 mod thick;
 mod thin;
 
-use group::{Group, Host, Run, Seen, UNFINISHED};
+use group::{Devices, Group, Host, Run, Seen, UNFINISHED};
 use report::Lv;
 
 /// The tag that says which volume a snapshot is of.
@@ -52,14 +51,10 @@ const RESTORE: &str = "vbs.restore";
 /// How long a snapshot that was made ready is taken to be so, when it is read piece after piece.
 const READY: Duration = Duration::from_secs(10);
 
-/// How long a device node may take to appear after the command that made it has ended.
-const NODE_WAIT: Duration = Duration::from_secs(5);
-
 /// Where the parts of the host are that the driver meets outside of LVM's commands.
 #[derive(Debug, Clone)]
 struct Places {
-    /// The device nodes.
-    dev: PathBuf,
+    devices: Devices,
     /// The locks of what runs.
     locks: PathBuf,
 }
@@ -84,7 +79,7 @@ impl LvmDriver {
     /// Takes the volume group over. Fails when it, or its pool, is not there or not fit, and when another delegate has it.
     /// When `stop` is cancelled, copies at work end within a moment; everything else goes on.
     pub async fn open(config: &config::Lvm, data_dir: &Path, stop: &CancellationToken) -> Result<Self> {
-        let places = Places { dev: "/dev".into(), locks: "/run/lock".into() };
+        let places = Places { devices: Devices::default(), locks: "/run/lock".into() };
         Self::open_at(config, data_dir, stop, Arc::new(Host), &places).await
     }
 
@@ -95,7 +90,7 @@ impl LvmDriver {
         run: Arc<dyn Run>,
         places: &Places,
     ) -> Result<Self> {
-        let group = Arc::new(Group::new(&config.volume_group, &places.dev, run)?);
+        let group = Arc::new(Group::new(&config.volume_group, places.devices.clone(), run)?);
         let (data_dir, locks) = (data_dir.to_owned(), places.locks.clone());
         let name = format!("vbs-{}.lock", config.volume_group);
         let restores = data_dir.join("restores");
@@ -246,30 +241,18 @@ async fn activated(turn: &group::Turn<'_>, lv: &Lv) -> Result<Lv> {
 
 /// Waits until the path of an active logical volume leads to its device, and to no other thing.
 async fn device(group: &Group, lv: &Lv) -> Result<PathBuf> {
-    let path = group.path(&lv.name);
-    let patience = Instant::now() + NODE_WAIT;
+    let (path, devices) = (group.path(&lv.name), &group.devices);
+    let patience = Instant::now() + devices.wait;
     loop {
         let found = tokio::fs::metadata(&path).await;
         match found {
             // A late node is no lost volume, and one that is still another's is late.
-            Ok(meta) if is_device(&meta, lv) => return Ok(path),
-            _ if Instant::now() < patience => tokio::time::sleep(NODE_WAIT / 50).await,
+            Ok(meta) if lv.device.is_some() && (devices.number)(&meta) == lv.device => return Ok(path),
+            _ if Instant::now() < patience => tokio::time::sleep(devices.wait / 50).await,
             Ok(_) => return Err(DelegateError::retry(format!("{} is not the device of {}", path.display(), lv.name))),
             Err(e) => return Err(DelegateError::retry(format!("{}: {e}", path.display()))),
         }
     }
-}
-
-#[cfg(not(test))]
-fn is_device(meta: &std::fs::Metadata, lv: &Lv) -> bool {
-    let number = (rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev()));
-    meta.file_type().is_block_device() && lv.device == Some(number)
-}
-
-/// The double of LVM has files for devices.
-#[cfg(test)]
-fn is_device(meta: &std::fs::Metadata, lv: &Lv) -> bool {
-    meta.is_file() && lv.device.is_some() && !meta.file_type().is_block_device() && meta.rdev() == 0
 }
 
 /// The logical volume of this name, when it is ours and is what its name says.

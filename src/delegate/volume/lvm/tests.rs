@@ -11,10 +11,14 @@ use crate::delegate::volume::restore::Restores;
 use crate::delegate::volume::restore::tests::{Scripted, scattered};
 use crate::delegate::{CopySpec, ErrorKind};
 
+mod known_faults;
+
 struct Node {
     double: Arc<Double>,
     dir: tempfile::TempDir,
     layout: Layout,
+    /// How long it waits for a device node.
+    wait: Duration,
 }
 
 fn thin() -> Layout {
@@ -28,16 +32,22 @@ fn thick() -> Layout {
 impl Node {
     fn new(layout: Layout) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir_all(dir.path().join("dev/vbs")).unwrap();
+        for made in ["dev/vbs", "dev/late"] {
+            std::fs::create_dir_all(dir.path().join(made)).unwrap();
+        }
         let double = Arc::new(Double { dev: dir.path().join("dev"), ..Double::default() });
-        Self { double, dir, layout }
+        Self { double, dir, layout, wait: Devices::default().wait }
+    }
+
+    fn places(&self) -> Places {
+        let devices = Devices { dir: self.double.dev.clone(), number: double::number, wait: self.wait };
+        Places { devices, locks: self.dir.path().join("locks") }
     }
 
     async fn open_with(&self, stop: &CancellationToken) -> Result<LvmDriver> {
         let config = config::Lvm { volume_group: "vbs".into(), layout: self.layout.clone() };
-        let places = Places { dev: self.double.dev.clone(), locks: self.dir.path().join("locks") };
         let run: Arc<dyn Run> = self.double.clone();
-        LvmDriver::open_at(&config, &self.dir.path().join("data"), stop, run, &places).await
+        LvmDriver::open_at(&config, &self.dir.path().join("data"), stop, run, &self.places()).await
     }
 
     async fn open(&self) -> LvmDriver {
@@ -340,7 +350,7 @@ async fn two_delegates_cannot_have_one_group_even_with_directories_of_their_own(
     let node = Node::new(thick());
     let _first = node.open().await;
     let config = config::Lvm { volume_group: "vbs".into(), layout: thick() };
-    let places = Places { dev: node.double.dev.clone(), locks: node.dir.path().join("locks") };
+    let places = node.places();
     let own_dir = node.dir.path().join("other");
     let run: Arc<dyn Run> = node.double.clone();
     let second = LvmDriver::open_at(&config, &own_dir, &CancellationToken::new(), run, &places).await;
