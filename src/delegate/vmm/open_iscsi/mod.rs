@@ -63,13 +63,15 @@ const SETTLE: Duration = Duration::from_secs(10);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// The programs and places, which tests have others of.
+/// The programs, places and patience, which tests have others of.
 #[derive(Debug, Clone)]
 pub(super) struct Host {
     pub(super) sysfs: Sysfs,
     pub(super) proc: PathBuf,
     pub(super) iscsiadm: String,
     pub(super) blockdev: String,
+    pub(super) log_in: Duration,
+    pub(super) flush: Duration,
 }
 
 impl Default for Host {
@@ -79,6 +81,8 @@ impl Default for Host {
             proc: "/proc".into(),
             iscsiadm: "iscsiadm".into(),
             blockdev: "blockdev".into(),
+            log_in: LOG_IN,
+            flush: FLUSH,
         }
     }
 }
@@ -197,7 +201,7 @@ impl Initiator {
             record::set(&nodes, &name, &portal, &settings)
         })
         .await??;
-        let log_in = self.node(iqn, Some(&portal)).args(["-I", "default", "--login"]).timeout(LOG_IN);
+        let log_in = self.node(iqn, Some(&portal)).args(["-I", "default", "--login"]).timeout(self.host.log_in);
         match log_in.run().await {
             Err(failure) if failure.code() != Some(SESSION_EXISTS) => {
                 if let Err(e) = self.disconnect(iqn).await {
@@ -294,7 +298,8 @@ impl Initiator {
                 // What the kernel has given up cannot even be opened; of what it held, nothing can be saved.
                 if session.logged_in && !matches!(unit.state.as_str(), "offline" | "transport-offline") {
                     let node = self.sysfs().dev.join(&block.name);
-                    Command::new(&self.host.blockdev).arg("--flushbufs").arg(node).timeout(FLUSH).run().await?;
+                    let flush = Command::new(&self.host.blockdev).arg("--flushbufs").arg(node);
+                    flush.timeout(self.host.flush).run().await?;
                 }
                 self.until(|| self.at_rest(block), || format!("/dev/{} has requests in flight", block.name)).await?;
             }

@@ -15,6 +15,8 @@ const UUID: &str = "11111111-2222-3333-4444-555555555555";
 const INITIATOR: &str = "iqn.2026-01.t:dom0";
 const G: Generation = Generation(1);
 
+mod known_faults;
+
 struct Lab {
     dir: TempDir,
     xen: Xen,
@@ -47,50 +49,111 @@ none() {
 }
 "#;
 
-const XL: &str = r#"
-case "$1 $2" in
-block-attach*) echo "${3#phy:}" > path; if [ -e refuses-attach ]; then state 3 1 1; echo "no luck" >&2; exit 1; fi; state 4 4 1 ;;
-"block-detach --force") none ;;
-block-detach*) if [ -e holds ]; then state 5 5 0; echo "refusing to close" >&2; exit 1; fi; none ;;
+/// `xl` takes a `--force` that stands first, `xm` one that stands last.
+const TOOL: &str = r#"
+case "$(basename "$0") $1 $2 $4" in
+*" block-attach "*)
+    echo "${3#phy:}" > path
+    if [ -e refuses-attach ]; then state 3 1 1; echo "no luck" >&2; exit 1; fi
+    if [ -e closes ]; then state 5 5 1; exit 0; fi
+    if [ -e connects-late ]; then
+        state 3 1 1
+        (sleep 0.5; state 4 4 1) > /dev/null 2>&1 < /dev/null &
+        echo "libxl: error: hotplug script timed out" >&2
+        exit 1
+    fi
+    state 4 4 1 ;;
+"xl block-detach --force "*|"xm block-detach "*" --force") none ;;
+*" block-detach "*) if [ -e holds ]; then state 5 5 0; echo "refusing to close" >&2; exit 1; fi; none ;;
 esac
 "#;
 
 const ISCSIADM: &str = r#"
-session=sys/devices/platform/host2/session1
+session() { # number
+    class=sys/class/iscsi_session/session$1 connection=sys/class/iscsi_connection/connection$1:0 host=host$(($1 + 1))
+    mkdir -p $class $connection sys/devices/platform/$host/session$1 sys/class/scsi_host/$host
+    ln -sfn ../../../devices/platform/$host/session$1 $class/device
+    echo IQN > $class/targetname
+    echo 127.0.0.1 > $connection/persistent_address
+    echo PORT > $connection/persistent_port
+    : > sys/class/scsi_host/$host/scan
+    echo LOGGED_IN > $class/state
+}
+end() { # number
+    rm -r sys/class/iscsi_session/session$1 sys/class/iscsi_connection/connection$1:0 sys/devices/platform/host$(($1 + 1))
+}
 case "$*" in
 *"-o new") mkdir -p nodes/IQN; printf 'node.startup = automatic\n' > nodes/IQN/PORTAL ;;
 *--login)
     [ -e refuses-login ] && { echo "login failed due to authorization failure" >&2; exit 24; }
-    mkdir -p sys/class/iscsi_session/session1 sys/class/iscsi_connection/connection1:0 $session
-    ln -sfn ../../../devices/platform/host2/session1 sys/class/iscsi_session/session1/device
-    echo IQN > sys/class/iscsi_session/session1/targetname
-    echo LOGGED_IN > sys/class/iscsi_session/session1/state
-    echo 127.0.0.1 > sys/class/iscsi_connection/connection1:0/persistent_address
-    echo PORT > sys/class/iscsi_connection/connection1:0/persistent_port
-    unit=$session/target2:0:0/2:0:0:1
-    mkdir -p $unit/block/sdb sys/class/block/sdb
-    echo running > $unit/state
-    echo 8:16 > $unit/block/sdb/dev
-    echo "       0        0" > sys/class/block/sdb/inflight
-    printf '\0\200\0\024%s' "$(cat serial)" > $unit/vpd_pg80 ;;
-*--logout) rm -r sys/class/iscsi_session/session1 sys/class/iscsi_connection/connection1:0 $session ;;
+    [ -e times-out ] && { echo "initiator reported error (8 - connection timed out)" >&2; exit 8; }
+    session 1
+    [ -e hangs ] && exec sleep 60
+    [ ! -e status ] || exit "$(cat status)" ;;
+second) session 2 ;;
+"-m session -r "*" --logout") end $4 ;;
+*--logout) [ -e sys/class/iscsi_session/session1 ] || exit 21; end 1 ;;
 *"-o delete") [ -e nodes/IQN ] || exit 21; rm -r nodes/IQN ;;
 *) exit 7 ;;
 esac
 "#;
 
-/// The kernel deletes a device when it is told to; here the flush before it does.
-const BLOCKDEV: &str = "rm -r sys/devices/platform/host2/session1/target2:0:0/2:0:0:1 sys/class/block/sdb\n";
+/// What the kernel does by itself: it shows a session's unit when it is told to scan for it, and deletes one when it is told to.
+async fn kernel(dir: PathBuf) {
+    loop {
+        for (host, session, block) in [("2", "1", "sdb"), ("3", "2", "sdc")] {
+            let scan = dir.join(format!("sys/class/scsi_host/host{host}/scan"));
+            let told = std::fs::read_to_string(&scan).unwrap_or_default();
+            let target = dir.join(format!("sys/devices/platform/host{host}/session{session}/target{host}:0:0"));
+            let (unit, class) = (target.join(format!("{host}:0:0:1")), dir.join("sys/class/block").join(block));
+            if !told.is_empty() {
+                let mut log = std::fs::File::options().create(true).append(true).open(dir.join("log")).unwrap();
+                std::io::Write::write_all(&mut log, format!("scan {host}: {told}\n").as_bytes()).unwrap();
+                std::fs::write(&scan, "").unwrap();
+                let deaf = std::fs::remove_file(dir.join("misses-scan")).is_ok();
+                if told == "0 0 1" && !deaf {
+                    show(&dir, &target, &unit, &class);
+                }
+            }
+            if std::fs::read(unit.join("delete")).is_ok_and(|told| told == b"1") {
+                std::fs::remove_dir_all(unit).unwrap();
+                std::fs::remove_dir_all(class).unwrap();
+            }
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Makes a unit, all at once.
+fn show(dir: &Path, target: &Path, unit: &Path, class: &Path) {
+    std::fs::create_dir_all(class).unwrap();
+    std::fs::write(class.join("inflight"), "       0        0\n").unwrap();
+    let (made, block) = (dir.join("unit"), class.file_name().unwrap());
+    std::fs::create_dir_all(made.join("block").join(block)).unwrap();
+    let number = if block == "sdb" { "8:16\n" } else { "8:32\n" };
+    std::fs::write(made.join("block").join(block).join("dev"), number).unwrap();
+    let serial = std::fs::read(dir.join("serial")).unwrap();
+    let page = [&[0, 0x80, 0, u8::try_from(serial.len()).unwrap()][..], &serial].concat();
+    for (file, bytes) in [("state", &b"running\n"[..]), ("vpd_pg80", &page), ("delete", b"")] {
+        std::fs::write(made.join(file), bytes).unwrap();
+    }
+    std::fs::create_dir_all(target).unwrap();
+    std::fs::rename(made, unit).unwrap();
+}
 
 impl Lab {
     async fn start() -> Self {
+        Self::of(config::Toolstack::Xl).await
+    }
+
+    async fn of(kind: config::Toolstack) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         let portal = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = portal.local_addr().unwrap();
         let volume = VolumeId::generate();
         let iqn = format!("iqn.2026-01.t:{volume}.1");
-        for (name, text) in [("xl", XL), ("iscsiadm", ISCSIADM), ("blockdev", BLOCKDEV)] {
+        for (name, text) in [("xl", TOOL), ("xm", TOOL), ("iscsiadm", ISCSIADM), ("blockdev", "")] {
             let text = format!("{COMMON}{text}").replace("DIR", dir.path().to_str().unwrap()).replace("IQN", &iqn);
             let text = text.replace("PORTAL", &format!("{},{}", address.ip(), address.port()));
             std::fs::write(at(name), text.replace("PORT", &address.port().to_string())).unwrap();
@@ -106,6 +169,7 @@ impl Lab {
         std::fs::write(at("xenstore"), format!("/local/domain/0/name = \"Domain-0\"\n{guest}")).unwrap();
         let socket = at("socket");
         xenbus::fake::serve(&socket, at("xenstore"));
+        tokio::spawn(kernel(dir.path().to_owned()));
         let machine = MachineRef { name: "guest".into(), uuid: UUID.into() };
         let export = ExportSpec {
             volume: volume.clone(),
@@ -117,7 +181,7 @@ impl Lab {
             beside: Vec::new(),
         };
         Self {
-            xen: start(dir.path(), &socket).await,
+            xen: start(dir.path(), &socket, kind).await,
             connect: ConnectSpec { export, portal: Portal { address: address.to_string() }, machine: machine.clone() },
             disk: DiskSpec { volume, iqn, machine, device: "/dev/sdf".into(), limits: Limits::default() },
             portal,
@@ -153,11 +217,22 @@ impl Lab {
     }
 }
 
-async fn start(dir: &Path, socket: &Path) -> Xen {
+async fn start(dir: &Path, socket: &Path, kind: config::Toolstack) -> Xen {
     let text = |name: &str| dir.join(name).to_str().unwrap().to_owned();
     let sysfs = Sysfs { sys: dir.join("sys"), dev: dir.join("dev") };
-    let host = Host { sysfs, proc: dir.join("proc"), iscsiadm: text("iscsiadm"), blockdev: text("blockdev") };
-    let toolstack = Toolstack { kind: config::Toolstack::Xl, program: text("xl"), xenstore: socket.to_owned() };
+    let host = Host {
+        sysfs,
+        proc: dir.join("proc"),
+        iscsiadm: text("iscsiadm"),
+        blockdev: text("blockdev"),
+        log_in: Duration::from_secs(3),
+        flush: Duration::from_secs(3),
+    };
+    let program = text(match kind {
+        config::Toolstack::Xl => "xl",
+        config::Toolstack::Xm => "xm",
+    });
+    let toolstack = Toolstack { kind, program, xenstore: socket.to_owned() };
     let open_iscsi = config::OpenIscsi {
         initiator_name: dir.join("initiator"),
         nodes_dir: dir.join("nodes"),
@@ -290,16 +365,8 @@ async fn a_disk_that_the_kernel_has_given_up_goes_all_the_same() {
     lab.xen.ensure_connected(G, &lab.connect).await.unwrap();
     let unit = "sys/devices/platform/host2/session1/target2:0:0/2:0:0:1";
     lab.put(&format!("{unit}/state"), "offline\n");
-    lab.put(&format!("{unit}/delete"), "");
     lab.put("blockdev", "#!/bin/sh\necho 'No such device or address' >&2; exit 1\n");
-    let kernel = async {
-        while std::fs::read(lab.path(&format!("{unit}/delete"))).unwrap() != b"1" {
-            sleep(LOOK).await;
-        }
-        std::fs::remove_dir_all(lab.path(unit)).unwrap();
-    };
-    let (done, ()) = tokio::join!(lab.xen.ensure_disconnected(G, &lab.disk), kernel);
-    done.unwrap();
+    lab.xen.ensure_disconnected(G, &lab.disk).await.unwrap();
     lab.nothing_is_left();
 }
 
@@ -310,7 +377,7 @@ async fn what_a_delegate_that_was_killed_has_left_is_taken_up_or_taken_away() {
     let Lab { dir, xen, disk, connect, portal } = lab;
     drop(xen);
     std::fs::remove_file(dir.path().join("data/sessions.json")).unwrap();
-    let xen = start(dir.path(), &dir.path().join("socket")).await;
+    let xen = start(dir.path(), &dir.path().join("socket"), config::Toolstack::Xl).await;
     let lab = Lab { dir, xen, portal, connect, disk };
     assert_eq!(lab.disks().await, (vec![], 1), "whom it was for is lost, that it is there is not");
     // The sweeper's call for a session that nobody has a row for.
