@@ -48,6 +48,8 @@ mod hostile_connections;
 mod lanes;
 #[path = "it/layers.rs"]
 mod layers;
+#[path = "it/lio_at_once.rs"]
+mod lio_at_once;
 #[path = "it/master_key.rs"]
 mod master_key;
 #[path = "it/monitor_faults.rs"]

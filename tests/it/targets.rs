@@ -21,8 +21,8 @@ use crate::delegate_contract::{export, storage_contract};
 use crate::support::iet::{Iet as Ietd, LogIn};
 use crate::support::kernel::Kernel;
 
-const HOST: &str = "iqn.2026-01.net.example:host";
-const OTHER: &str = "iqn.2026-01.net.example:other";
+pub const HOST: &str = "iqn.2026-01.net.example:host";
+pub const OTHER: &str = "iqn.2026-01.net.example:other";
 
 /// A volume's file, and the export of it.
 struct Volume {
@@ -56,7 +56,7 @@ impl Volume {
     }
 }
 
-fn lio() -> (Arc<Kernel>, Lio) {
+pub fn lio() -> (Arc<Kernel>, Lio) {
     let kernel = Arc::new(Kernel::new());
     let driver = Lio::over(kernel.clone(), ([192, 0, 2, 1], 3260).into());
     (kernel, driver)
@@ -70,7 +70,7 @@ fn store(spec: &ExportSpec) -> String {
     format!("core/fileio_2600/{}", spec.volume)
 }
 
-fn log_in(kernel: &Kernel, spec: &ExportSpec) -> bool {
+pub fn log_in(kernel: &Kernel, spec: &ExportSpec) -> bool {
     kernel.log_in(&spec.iqn, &spec.initiator_iqn, &spec.chap_user, &spec.chap_secret.0)
 }
 
@@ -148,7 +148,7 @@ async fn lio_mends_what_is_missing_or_wrong_and_under_a_session_only_what_is_mis
     let (spec, stray) = (&volume.spec, volume.stray());
     let (at, store, stray) = (group(spec), store(spec), stray.to_str().unwrap());
     let rule = format!("{at}/acls/{HOST}");
-    let missing: [&dyn Fn(&Kernel); 9] = [
+    let missing: [&dyn Fn(&Kernel); 10] = [
         &|k| k.unlink(&format!("{rule}/lun_1/volume")).unwrap(),
         &|k| k.unlink(&format!("{rule}/lun_1/volume")).and_then(|()| k.end(&format!("{rule}/lun_1"))).unwrap(),
         &|k| k.write(&format!("{rule}/auth/userid"), "somebody").unwrap(),
@@ -158,6 +158,7 @@ async fn lio_mends_what_is_missing_or_wrong_and_under_a_session_only_what_is_mis
         &|k| k.shows(&format!("{at}/attrib/generate_node_acls"), "1\n"),
         &|k| k.shows(&format!("{at}/attrib/authentication"), "0\n"),
         &|k| k.shows(&format!("{at}/param/AuthMethod"), "CHAP,None\n"),
+        &|k| k.lets_in(&spec.iqn, HOST, OTHER),
     ];
     let wrong: [&dyn Fn(&Kernel); 5] = [
         &|k| k.make(&format!("{at}/np/192.0.2.2:3260")).unwrap(),
@@ -186,6 +187,8 @@ async fn lio_mends_what_is_missing_or_wrong_and_under_a_session_only_what_is_mis
                 assert_eq!(volume.seen(&driver).await[0].sessions.len(), usize::from(in_use), "breakage {number}");
             }
             assert!(volume.is_whole(&driver).await && log_in(&kernel, spec), "breakage {number}");
+            let other = ExportSpec { initiator_iqn: OTHER.into(), ..spec.clone() };
+            assert!(!log_in(&kernel, &other), "breakage {number}: somebody else gets in");
         }
     }
 }

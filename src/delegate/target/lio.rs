@@ -5,7 +5,7 @@
 //!   nothing, and looks layer by layer at what is there in each call.
 //! - The kernel lets everything be taken away under a session: the target, the link to a unit, the backstore of a target
 //!   that was disabled. Who is logged in is therefore looked at first, and nothing of a target in use is touched that is not
-//!   missing.
+//!   missing, but a way in for somebody else, which is closed.
 //! - A target is enabled last and disabled first: at no moment is one open without CHAP and an access rule.
 //! - The device behind a unit is held by the kernel, so that its logical volume cannot be removed while it is exported.
 //! - Both a device and, once told, a file show a new size at once.
@@ -151,6 +151,7 @@ fn export(tree: &dyn Tree, portal: &str, spec: &ExportSpec, path: &Path) -> Resu
                 return target.refuse_while_in_use();
             }
             target.refuse_strange(spec, &plan)?;
+            layers::end_others(tree, target, spec)?;
         } else if !right_store || !target.is(spec, &plan) {
             layers::end(tree, &target.iqn)?;
         }

@@ -139,8 +139,9 @@ impl Seen {
     /// Refuses when the one who is logged in is not the one meant, or would have to lose something so that it is as it shall.
     pub(super) fn refuse_strange(&self, spec: &ExportSpec, plan: &Plan) -> Result<()> {
         let strange = |what: &str| Err(DelegateError::retry(format!("under a session, {} has {what}", self.iqn)));
+        // Another's rule is no reason: nobody is logged in by it, and it goes, see `end_others`.
         let rule = |rule: &Rule| {
-            rule.initiator == spec.initiator_iqn && rule.units.iter().all(|found| fills(found, &self.unit()))
+            rule.initiator != spec.initiator_iqn || rule.units.iter().all(|found| fills(found, &self.unit()))
         };
         if let Some(stranger) = self.sessions.iter().find(|name| **name != spec.initiator_iqn) {
             return Err(DelegateError::retry(format!("{stranger} is logged in to {}", self.iqn)));
@@ -195,20 +196,36 @@ pub(super) fn add(tree: &dyn Tree, spec: &ExportSpec, plan: &Plan) -> Result<()>
     set("enable", "1")
 }
 
+/// Ends the access rules of others than the one meant, who are not logged in. A rule of its own ends nobody else's session.
+pub(super) fn end_others(tree: &dyn Tree, target: &Seen, spec: &ExportSpec) -> Result<()> {
+    for rule in target.rules.iter().filter(|rule| rule.initiator != spec.initiator_iqn) {
+        tracing::warn!(iqn = target.iqn, initiator = rule.initiator, "a way in that is not ours is closed");
+        end_rule(tree, &group(&target.iqn), &rule.initiator)?;
+    }
+    Ok(())
+}
+
+fn end_rule(tree: &dyn Tree, group: &str, initiator: &str) -> Result<()> {
+    let rule = format!("{group}/acls/{initiator}");
+    end_units(tree, &rule)?;
+    told(&rule, "", gone(tree.end(&rule)))
+}
+
+fn end_units(tree: &dyn Tree, dir: &str) -> Result<()> {
+    for unit in units(tree, dir)? {
+        let dir = format!("{dir}/{}", unit.name);
+        for (name, _) in told(&dir, "", or_nothing(tree.links(&dir)))? {
+            told(&dir, &name, gone(tree.unlink(&format!("{dir}/{name}"))))?;
+        }
+        told(&dir, "", gone(tree.end(&dir)))?;
+    }
+    Ok(())
+}
+
 /// Ends a target that nobody is logged in to, layer by layer.
 pub(super) fn end(tree: &dyn Tree, iqn: &str) -> Result<()> {
     let parts = |dir: &str| told(dir, "", or_nothing(tree.parts(dir)));
     let end = |dir: &str| told(dir, "", gone(tree.end(dir)));
-    let end_units = |dir: &str| {
-        for unit in units(tree, dir)? {
-            let dir = format!("{dir}/{}", unit.name);
-            for (name, _) in told(&dir, "", or_nothing(tree.links(&dir)))? {
-                told(&dir, &name, gone(tree.unlink(&format!("{dir}/{name}"))))?;
-            }
-            end(&dir)?;
-        }
-        Ok::<(), DelegateError>(())
-    };
     let target = format!("{FABRIC}/{iqn}");
     for group in parts(&target)?.iter().filter(|name| name.starts_with("tpgt_")) {
         let at = format!("{target}/{group}");
@@ -218,11 +235,9 @@ pub(super) fn end(tree: &dyn Tree, iqn: &str) -> Result<()> {
             told(&enable, "", tree.write(&enable, "0"))?;
         }
         for initiator in parts(&format!("{at}/acls"))? {
-            let rule = format!("{at}/acls/{initiator}");
-            end_units(&rule)?;
-            end(&rule)?;
+            end_rule(tree, &at, &initiator)?;
         }
-        end_units(&format!("{at}/lun"))?;
+        end_units(tree, &format!("{at}/lun"))?;
         for portal in parts(&format!("{at}/np"))? {
             end(&format!("{at}/np/{portal}"))?;
         }

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Error, ErrorKind, Result};
 use std::sync::{Mutex, MutexGuard};
+use std::thread::{self, ThreadId};
 
-use vbs::delegate::target::lio_tree::Tree;
+use tempfile::TempDir;
+use vbs::delegate::target::lio_tree::{Configfs, Tree};
 
 /// What there is at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +32,17 @@ struct Inside {
     nodes: BTreeMap<String, Node>,
     /// After so many changes from now all others fail, as for a driver that was killed.
     dies_after: Option<usize>,
+    turns: Option<Turns>,
+}
+
+/// Whose turn it is, and how often another came between.
+#[derive(Default)]
+struct Turns {
+    /// What drivers lock who share the tree and nothing else.
+    locked: Option<TempDir>,
+    taken_by: Option<ThreadId>,
+    taken: usize,
+    broken: usize,
 }
 
 const NO_SESSION: &str = "No active iSCSI Session for Initiator Endpoint: ";
@@ -91,6 +104,40 @@ impl Kernel {
     pub fn log_out(&self, iqn: &str, initiator: &str) {
         let info = format!("iscsi/{iqn}/tpgt_1/acls/{initiator}/info");
         self.inside().nodes.insert(info, Node::Setting(format!("{NO_SESSION}{initiator}\n")));
+    }
+
+    /// From now on sees to it that nobody does anything in the turn of another, which begins with the lock; it is the real one
+    /// only when told so. For as long as this lasts the tree is the drivers' alone.
+    pub fn watch_turns(&self, real_lock: bool) {
+        let locked = real_lock.then(|| tempfile::tempdir().unwrap());
+        self.inside().turns = Some(Turns { locked, ..Turns::default() });
+    }
+
+    /// How many turns there were since then, and how often another came between.
+    pub fn turns(&self) -> (usize, usize) {
+        self.inside().turns.take().map(|turns| (turns.taken, turns.broken)).unwrap_or_default()
+    }
+
+    /// Comes in turn, or not, and lets others go first who could.
+    fn come(&self) -> MutexGuard<'_, Inside> {
+        let mut inside = self.inside();
+        let Some(turns) = &mut inside.turns else { return inside };
+        turns.broken += usize::from(turns.taken_by != Some(thread::current().id()));
+        drop(inside);
+        thread::yield_now();
+        self.inside()
+    }
+
+    /// Lets another initiator in as this one is, as somebody might by hand.
+    pub fn lets_in(&self, iqn: &str, initiator: &str, other: &str) {
+        let mut inside = self.inside();
+        let acls = format!("iscsi/{iqn}/tpgt_1/acls");
+        let (own, others) = (format!("{acls}/{initiator}"), format!("{acls}/{other}"));
+        let copied: Vec<_> =
+            inside.below(&own).map(|(path, node)| (path.replace(&own, &others), node.clone())).collect();
+        inside.nodes.extend(copied);
+        inside.nodes.insert(others.clone(), Node::Dir { made: true });
+        inside.nodes.insert(format!("{others}/info"), Node::Setting(format!("{NO_SESSION}{other}\n")));
     }
 
     /// Sets what only the kernel sets.
@@ -311,11 +358,20 @@ impl Inside {
 
 impl Tree for Kernel {
     fn lock(&self) -> Result<Option<File>> {
-        Ok(None)
+        let dir = match &self.inside().turns {
+            None => return Ok(None),
+            Some(turns) => turns.locked.as_ref().map(|dir| dir.path().to_owned()),
+        };
+        let lock = dir.map(|dir| Configfs::new(dir).lock()).transpose()?.flatten();
+        if let Some(turns) = &mut self.inside().turns {
+            turns.taken_by = Some(thread::current().id());
+            turns.taken += 1;
+        }
+        Ok(lock)
     }
 
     fn make(&self, dir: &str) -> Result<()> {
-        let mut inside = self.inside();
+        let mut inside = self.come();
         inside.change()?;
         inside.make(dir)?;
         inside.check();
@@ -323,18 +379,18 @@ impl Tree for Kernel {
     }
 
     fn end(&self, dir: &str) -> Result<()> {
-        let mut inside = self.inside();
+        let mut inside = self.come();
         inside.change()?;
         inside.end(dir)
     }
 
     fn parts(&self, dir: &str) -> Result<Vec<String>> {
-        let parts = self.inside().names(dir, |node| matches!(node, Node::Dir { .. }))?;
+        let parts = self.come().names(dir, |node| matches!(node, Node::Dir { .. }))?;
         Ok(parts.into_iter().map(|(name, _)| name).collect())
     }
 
     fn write(&self, file: &str, text: &str) -> Result<()> {
-        let mut inside = self.inside();
+        let mut inside = self.come();
         inside.change()?;
         inside.write(file, text)?;
         inside.check();
@@ -342,17 +398,17 @@ impl Tree for Kernel {
     }
 
     fn read(&self, file: &str) -> Result<String> {
-        self.inside().text(file)
+        self.come().text(file)
     }
 
     fn link(&self, to: &str, at: &str) -> Result<()> {
-        let mut inside = self.inside();
+        let mut inside = self.come();
         inside.change()?;
         inside.link(to, at)
     }
 
     fn unlink(&self, at: &str) -> Result<()> {
-        let mut inside = self.inside();
+        let mut inside = self.come();
         inside.change()?;
         match inside.nodes.get(at) {
             Some(Node::Link(_)) => drop(inside.nodes.remove(at)),
@@ -362,7 +418,7 @@ impl Tree for Kernel {
     }
 
     fn links(&self, dir: &str) -> Result<Vec<(String, String)>> {
-        let links = self.inside().names(dir, |node| matches!(node, Node::Link(_)))?;
+        let links = self.come().names(dir, |node| matches!(node, Node::Link(_)))?;
         let to = |node| if let Node::Link(to) = node { to } else { String::new() };
         Ok(links.into_iter().map(|(name, node)| (name, to(node))).collect())
     }
