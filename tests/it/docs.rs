@@ -56,6 +56,61 @@ fn the_units_of_systemd_expose_as_little_as_the_manual_says() {
     }
 }
 
+#[test]
+fn every_test_that_the_table_of_known_faults_names_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut sources = Vec::new();
+    for dir in ["src", "tests"] {
+        collect(&root.join(dir), &mut sources);
+    }
+    let faults = include_str!("../../docs/faults.md");
+    let rows = faults.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| what"));
+    let mut named = 0;
+    for row in rows {
+        let [what, place, does, tests] = row.trim_matches(['|', ' ']).split(" | ").collect::<Vec<_>>()[..] else {
+            panic!("not four columns: {row}");
+        };
+        assert!(![what, place, does].contains(&""), "{row}");
+        let tests: Vec<&str> = tests.split('`').skip(1).step_by(2).collect();
+        assert!(!tests.is_empty(), "nothing holds it: {row}");
+        for test in tests {
+            assert!(is_test(root, &sources, test), "{test} is not there");
+            named += 1;
+        }
+    }
+    assert!(named > 50, "{named}");
+}
+
+/// The Rust files below a directory, each with its path as modules are written.
+fn collect(dir: &Path, into: &mut Vec<(String, String)>) {
+    for entry in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+        if entry.is_dir() {
+            collect(&entry, into);
+        } else if entry.extension().is_some_and(|end| end == "rs") {
+            let module = entry.with_extension("").to_string_lossy().replace('/', "::");
+            let module = module.strip_suffix("::mod").unwrap_or(&module).to_owned();
+            into.push((module, fs::read_to_string(&entry).unwrap()));
+        }
+    }
+}
+
+/// Whether there is a test of this name: `file.py::function`, or `module::function`, where a module `tests` may be in its file.
+fn is_test(root: &Path, sources: &[(String, String)], name: &str) -> bool {
+    let Some((place, function)) = name.rsplit_once("::") else { return false };
+    if Path::new(place).extension().is_some_and(|end| end == "py") {
+        return fs::read_to_string(root.join(place)).is_ok_and(|text| text.contains(&format!("\ndef {function}(")));
+    }
+    let inside = place.strip_suffix("::tests").unwrap_or(place);
+    let is_place = |module: &str| [place, inside].iter().any(|place| module.ends_with(&format!("::{place}")));
+    let heads = ["fn ", "async fn "].map(|head| format!("{head}{function}("));
+    let is_marked = |text: &str| {
+        let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        let test = |line: &str| line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+        lines.windows(2).any(|pair| test(pair[0]) && heads.iter().any(|head| pair[1].starts_with(head)))
+    };
+    sources.iter().any(|(module, text)| is_place(module) && is_marked(text))
+}
+
 /// What `systemd-analyze security` makes of a unit, from 0 to 10.
 fn exposure(unit: &Path) -> String {
     let mut analyze = Command::new("systemd-analyze");
