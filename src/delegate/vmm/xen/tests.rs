@@ -58,7 +58,7 @@ case "$(basename "$0") $1 $2 $4" in
     if [ -e closes ]; then state 5 5 1; exit 0; fi
     if [ -e connects-late ]; then
         state 3 1 1
-        (sleep 0.5; state 4 4 1) > /dev/null 2>&1 < /dev/null &
+        (sleep 0.2; state 4 4 1) > /dev/null 2>&1 < /dev/null &
         echo "libxl: error: hotplug script timed out" >&2
         exit 1
     fi
