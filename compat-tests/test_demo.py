@@ -1,16 +1,18 @@
-"""The demo's flow: on `vbs dev`, and on a gateway and two delegates that are processes of their own.
+"""The demo, and its flow on a gateway and two delegates that are processes of their own.
 
-The second takes what a killed `vbs dev` left running, its Postgres, its tgtd and its guest, serves them by three processes
+These take what a killed `vbs dev` left running, its Postgres, its tgtd and its guest, serves them by three processes
 that share nothing but a key, and gives all back to a `vbs dev` in the end. So both must agree on everything that is kept.
 """
 
 import os
 import re
 import secrets
+import signal
 import subprocess
 import sys
 import tomllib
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -87,11 +89,10 @@ def client_of(env):
     return boto3_client(Account(env["AWS_ENDPOINT_URL"], env["AWS_ACCESS_KEY_ID"], env["AWS_SECRET_ACCESS_KEY"]))
 
 
-def test_in_one_process_and_in_several_and_back_again(place):
+def test_from_one_process_to_several_and_back_again(place):
     data = place / "data"
     dev = Dev(data, "--instances", "1")
     try:
-        flow(data, dev.env)
         ec2 = client_of(dev.env)
         kept = ec2.create_volume(AvailabilityZone="us-east-1a", Size=1)["VolumeId"]
         wait(ec2, "volume_available", VolumeIds=[kept])
@@ -113,13 +114,49 @@ def test_in_one_process_and_in_several_and_back_again(place):
         remove_volume(ec2, kept)
 
 
+@contextmanager
+def demo(place, *options):
+    """`scripts/demo` with a program that is built, in a terminal's stead: it is the first of a process group. Ended in the end."""
+    environment = {**os.environ, "VBS_BIN": str(PROGRAM), "TMPDIR": str(place)}
+    command = [REPOSITORY / "scripts" / "demo", *options]
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    child = subprocess.Popen(command, env=environment, text=True, process_group=0, **both)
+    with child:
+        try:
+            yield child
+        finally:
+            if child.poll() is None:
+                child.terminate()
+
+
+def test_the_command_of_the_readme_leaves_nothing(place):
+    with demo(place) as child:
+        said, _ = child.communicate(timeout=300)
+    assert child.returncode == 0, said
+    assert not list(place.glob("vbs-demo.*")) and not processes_of(place / "vbs-demo.")
+
+
+def test_ctrl_c_in_the_middle_leaves_nothing(place):
+    with demo(place) as child:
+        said = ""
+        while "takes a snapshot" not in said:
+            line = child.stdout.readline()
+            assert line, said
+            said += line
+        (work,) = place.glob("vbs-demo.*")
+        assert processes_of(work)
+        os.killpg(child.pid, signal.SIGINT)
+        said += child.communicate(timeout=120)[0]
+    assert child.returncode == 130, said
+    assert not work.exists() and not processes_of(work)
+
+
 def test_the_command_of_the_readme_and_what_it_says_about_going_on(place):
     """`scripts/demo --keep` with a program that is built: what it prints is done as it says."""
-    environment = {**os.environ, "VBS_BIN": str(PROGRAM), "TMPDIR": str(place)}
-    command = [REPOSITORY / "scripts" / "demo", "--keep"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    to_use, _, to_stop = done.stdout.partition("To stop it")
+    with demo(place, "--keep") as child:
+        said, _ = child.communicate(timeout=600)
+    assert child.returncode == 0, said
+    to_use, _, to_stop = said.partition("To stop it")
     exports = "\n".join(re.findall(r"^ +(export .*)$", to_use, flags=re.MULTILINE))
     (stop,) = re.findall(r"^ +(kill .*)$", to_stop, flags=re.MULTILINE)
     (work,) = place.glob("vbs-demo.*")

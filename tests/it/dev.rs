@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -26,7 +26,10 @@ struct Dev {
 impl Dev {
     /// Starts it, and waits for the line that says that it serves.
     fn start(dir: &Path, arguments: &[&str]) -> Self {
-        let mut command = command(dir, arguments);
+        Self::start_by(command(dir, arguments), dir)
+    }
+
+    fn start_by(mut command: Command, dir: &Path) -> Self {
         let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -213,6 +216,67 @@ async fn a_guest_keeps_its_disk_and_its_bytes_over_a_sigkill_and_over_a_stop() {
     third.client().ok("DetachVolume", &[("VolumeId", &volume)]).await;
     third.attachment_becomes(&volume, None).await;
     third.client().ok("DeleteVolume", &[("VolumeId", &volume)]).await;
+}
+
+/// All that a real run starts comes up, is taken over after a SIGKILL, and is gone after a SIGTERM.
+fn comes_up_and_leaves_nothing(dir: &Path, command: impl Fn() -> Command) {
+    let pids = || ["postgres", "tgtd", "vm-1"].map(|child| pid(dir, child));
+    let mut first = Dev::start_by(command(), dir);
+    let started = pids();
+    assert!(started.into_iter().all(is_running));
+    assert_ne!(fs::metadata(format!("/proc/{}", started[0])).unwrap().uid(), 0, "Postgres never runs as root");
+    first.signal(Signal::KILL);
+    let mut second = Dev::start_by(command(), dir);
+    assert_eq!(pids(), started);
+    assert!(second.signal(Signal::TERM).success());
+    let ours = |process: &fs::DirEntry| {
+        let words = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&words).contains(dir.to_str().unwrap())
+    };
+    let left: Vec<_> = fs::read_dir("/proc").unwrap().flatten().filter(ours).collect();
+    assert!(left.is_empty() && !started.into_iter().any(is_running), "{left:?}");
+}
+
+/// In a directory that nobody else can get to: the user that Postgres runs as when this is root neither.
+#[test]
+fn all_of_it_runs_below_a_closed_directory() {
+    let closed = tempfile::tempdir().unwrap();
+    fs::set_permissions(closed.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    let dir = closed.path().join("data");
+    comes_up_and_leaves_nothing(&dir, || command(&dir, &[]));
+    if let Ok(elsewhere) = fs::read_to_string(dir.join("postgres.location")) {
+        fs::remove_dir_all(elsewhere.trim_end()).unwrap();
+    }
+}
+
+/// As whoever runs the tests, and when that is root, as somebody else, whose home has all it needs.
+#[test]
+fn all_of_it_runs_as_an_ordinary_user() {
+    const NOBODY: u32 = 65534;
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path().join("data");
+    if !rustix::process::geteuid().is_root() {
+        return comes_up_and_leaves_nothing(&dir, || command(&dir, &[]));
+    }
+    std::os::unix::fs::chown(place.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+    let program = place.path().join("vbs");
+    fs::copy(env!("CARGO_BIN_EXE_vbs"), &program).unwrap();
+    let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(Into::into).or(home).unwrap_or_default();
+    let kept = std::env::var_os("VBS_GUEST_KERNEL_DIR").map_or_else(|| cache.join("vbs/guest-kernel"), Into::into);
+    let kernel = place.path().join("kernel");
+    if kept.exists() {
+        assert!(Command::new("cp").arg("-rL").args([&kept, &kernel]).status().unwrap().success());
+    }
+    comes_up_and_leaves_nothing(&dir, || {
+        let mut setpriv = Command::new("setpriv");
+        setpriv.args([&format!("--reuid={NOBODY}"), &format!("--regid={NOBODY}"), "--clear-groups"]).arg(&program);
+        setpriv.args(command(&dir, &[]).get_args()).env("HOME", place.path()).env_remove("XDG_CACHE_HOME");
+        if kernel.exists() {
+            setpriv.env("VBS_GUEST_KERNEL_DIR", &kernel);
+        }
+        setpriv
+    });
 }
 
 /// Where the guest below keeps its count, in bytes: behind so much data that a copy comes there late.
