@@ -27,22 +27,23 @@ def test_a_nearly_full_pool_refuses_what_is_new_and_no_attached_volume_sees_an_e
         cloud.attach(filled, "new", "/dev/sdg")
         guest.count("xvdf")
 
-        # What is promised has a limit, with the pool still empty.
+        # What is promised has a limit, with the pool still empty. The gateway knows it once it has looked at the node again; what it took
+        # before, the node refuses.
         fourth = cloud.create_volume(1)
+        wait_for("the refusal of what would be promised", lambda: refused(cloud), 240, 0.5)
         with pytest.raises(CliError, match="InsufficientVolumeCapacity"):
             cloud.aws("create-volume", "--availability-zone", ZONE, "--size", 1)
         cloud.delete_volume(fourth)
 
         # And so has what is written: from 90 per cent on nothing is made, though it is not full.
-        wait_for("the numbers to have come round", lambda: guest.counted("xvdf").last > 64, 300, 0.3)
+        wait_for("some numbers", lambda: guest.counted("xvdf").last > 3, 300, 0.3)
         share = data_percent(storage, pool)
         mib = int((93 - share) / 100 * MIB)
         guest.run(f"dd if=/dev/zero of=/dev/xvdg bs=1M count={mib} conv=fsync 2>&1", timeout=300)
         share = data_percent(storage, pool)
         assert 90 <= share < 100, share
 
-        # The gateway knows it once it has looked at the node again; what it took before, the node refuses.
-        wait_for("the refusal", lambda: refused(cloud), 240, 0.5)
+        wait_for("the refusal of what would be written", lambda: refused(cloud), 240, 0.5)
         with pytest.raises(CliError, match="InsufficientVolumeCapacity"):
             cloud.aws("create-volume", "--availability-zone", ZONE, "--snapshot-id", snapshot)
 

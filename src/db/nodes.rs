@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Bool, Double, Nullable, Text};
+use diesel::sql_types::{BigInt, Bool, Double, Nullable, Text, Timestamptz};
 use diesel_async::RunQueryDsl;
 use serde::Serialize;
 
@@ -35,7 +35,7 @@ pub struct Node {
     pub free_bytes: Option<i64>,
     /// Whether a new volume takes room only as it is written.
     pub sparse: bool,
-    /// When it last answered.
+    /// When it was asked for what it last answered.
     pub answered_at: Option<DateTime<Utc>>,
     /// Why it did not answer when it was last asked.
     pub error: Option<String>,
@@ -58,14 +58,15 @@ pub struct Seen {
 }
 
 /// Records what was seen. When only time has passed nothing is written, unless the row is older than `every_s` seconds: each of
-/// many gateways looks at every node. What a node that does not answer said before stays.
-pub async fn record(conn: &mut Conn, seen: &[Seen], every_s: i32) -> Result<()> {
+/// many gateways looks at every node. What a node that does not answer said before stays. `asked_at` is from before the nodes were
+/// asked: what was made since may be missing in what they say.
+pub async fn record(conn: &mut Conn, seen: &[Seen], asked_at: DateTime<Utc>, every_s: i32) -> Result<()> {
     let rows = serde_json::to_value(seen).map_err(|e| diesel::result::Error::SerializationError(e.into()))?;
     // Ordered, so that two gateways do not wait for each other.
     diesel::sql_query(
         "INSERT INTO nodes AS n (name, kind, zone, drivers, capacity_bytes, free_bytes, sparse, error, answered_at) \
          SELECT name, kind, zone, drivers, capacity_bytes, free_bytes, sparse, error, \
-            CASE WHEN error IS NULL THEN now() END \
+            CASE WHEN error IS NULL THEN $3 END \
          FROM jsonb_to_recordset($1) AS seen (name text, kind text, zone text, drivers text, capacity_bytes bigint, \
             free_bytes bigint, sparse boolean, error text) \
          ORDER BY name \
@@ -74,7 +75,7 @@ pub async fn record(conn: &mut Conn, seen: &[Seen], every_s: i32) -> Result<()> 
             capacity_bytes = CASE WHEN excluded.error IS NULL THEN excluded.capacity_bytes ELSE n.capacity_bytes END, \
             free_bytes = CASE WHEN excluded.error IS NULL THEN excluded.free_bytes ELSE n.free_bytes END, \
             sparse = CASE WHEN excluded.error IS NULL THEN excluded.sparse ELSE n.sparse END, \
-            answered_at = coalesce(excluded.answered_at, n.answered_at) \
+            answered_at = greatest(excluded.answered_at, n.answered_at) \
          WHERE (n.kind, n.zone, n.error) IS DISTINCT FROM (excluded.kind, excluded.zone, excluded.error) \
             OR excluded.error IS NULL AND (n.answered_at IS NULL OR n.answered_at < now() - make_interval(secs => $2) \
                 OR (n.drivers, n.capacity_bytes, n.free_bytes, n.sparse) IS DISTINCT FROM \
@@ -82,6 +83,7 @@ pub async fn record(conn: &mut Conn, seen: &[Seen], every_s: i32) -> Result<()> 
     )
     .bind::<diesel::sql_types::Jsonb, _>(rows)
     .bind::<Double, _>(f64::from(every_s))
+    .bind::<Timestamptz, _>(asked_at)
     .execute(conn)
     .await?;
     Ok(())
@@ -107,7 +109,7 @@ pub struct Facts {
     pub free_bytes: Option<i64>,
     #[diesel(sql_type = Bool)]
     pub sparse: bool,
-    /// How many seconds ago it last answered.
+    /// How many seconds ago it was asked for that.
     #[diesel(sql_type = Nullable<Double>)]
     pub age_s: Option<f64>,
 }

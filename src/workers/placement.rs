@@ -20,8 +20,9 @@ use crate::db::{self, Pool, nodes as rows};
 
 /// How often the table is read.
 const REFRESH: Duration = Duration::from_secs(2);
-/// A volume that was accepted so shortly before its node was looked at may have been missing there.
-const MADE_WITHIN: Duration = Duration::from_secs(1);
+/// A volume that was accepted so shortly before its node was looked at may have been missing there. One that takes longer to be made,
+/// when there is room for it alone, may be followed by one that ends in `error`; were this longer, room that there is would be refused.
+const MADE_WITHIN: Duration = Duration::from_secs(3);
 /// The longest a node may take to say how much room it has.
 const LOOK_LIMIT: Duration = Duration::from_secs(3);
 /// Requests that are refused one after another share a look.

@@ -61,7 +61,7 @@ async fn round(context: &Context, scope: Scope, asked: &mut Asked, patience: Dur
     let mut conn = context.pool.get().await?;
     let every_s = i32::try_from(context.settings.sweep_s).unwrap_or(i32::MAX);
     // As with machines, below: what one node reports must not keep the others from being mended.
-    if let Err(error) = nodes::record(&mut conn, &seen(context, &observed), every_s).await {
+    if let Err(error) = nodes::record(&mut conn, &seen(context, &observed), since, every_s).await {
         warn!(%error, "what the nodes reported could not be recorded");
     }
     for (node, report) in &observed.hypervisors {
