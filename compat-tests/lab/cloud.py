@@ -33,7 +33,8 @@ MENDS, NEVER = 5, 3600
 GROUP = "vbs"
 # What the lab's own volume group has when there is nothing in it.
 OURS = {"pool", "pool_tdata", "pool_tmeta", "lvol0_pmspare"}
-LAYOUTS = {"thin": {"pool": "pool"}, "thick": {}}
+# Thick ones copy as fast as they can, where nobody wants to see them at it.
+LAYOUTS = {"thin": {"pool": "pool"}, "thick": {"background_mib_s": 0}}
 TARGETS = {
     "lio": {"lio": {"portal": bare.LIO}},
     "tgt": {"tgt": {"socket_dir": "/run/vbs/tgt", "control_port": 0, "portal": bare.TGT}},

@@ -210,17 +210,46 @@ class Counted:
     failed: int
 
 
-def numbers(machine, device):
+def numbers(machine, device, first=0):
     """What a count has left on a device of a machine: the number in each of its places, 0 where there is none yet."""
     script = f"""
 import mmap, os
 disk = os.open({device!r}, os.O_RDONLY | os.O_DIRECT)
 block = mmap.mmap(-1, 4096)
-for place in range({PLACES}):
+for place in range({first}, {PLACES}):
     os.preadv(disk, [block], place << 20)
     print(int(block[:15].strip(bytes(1)) or 0))
 """
     return [int(line) for line in machine.run("python3", "-c", script).out.split()]
+
+
+def mark(machine, device):
+    """Leaves something to be found on a device of a machine, at the start of each 4 MiB, which are LVM's extents."""
+    script = f"""
+import mmap, os
+disk = os.open({device!r}, os.O_WRONLY | os.O_DIRECT)
+block = mmap.mmap(-1, 4096)
+block[:] = b"another tenant's".ljust(4096, b"!")
+for at in range(0, os.lseek(disk, 0, os.SEEK_END), 4 << 20):
+    os.pwritev(disk, [block], at)
+os.fsync(disk)
+"""
+    machine.run("python3", "-c", script, timeout=240)
+
+
+def marks(machine, device):
+    """How many of the places where `mark` leaves something have anything in them."""
+    script = f"""
+import mmap, os
+disk = os.open({device!r}, os.O_RDONLY | os.O_DIRECT)
+block = mmap.mmap(-1, 4096)
+found = 0
+for at in range(0, os.lseek(disk, 0, os.SEEK_END), 4 << 20):
+    os.preadv(disk, [block], at)
+    found += block[:] != bytes(4096)
+print(found)
+"""
+    return int(machine.run("python3", "-c", script, timeout=240).out)
 
 
 def one_instant(found):

@@ -80,14 +80,13 @@ def test_numbers_that_a_guest_counts_onto_a_disk_are_there_after_a_power_cut(lab
     bare.attach(xen, "new", made, "xvdf")
     guest = lab.guest("new")
     guest.count("xvdf")
-    wait_for("some numbers", lambda: guest.counted("xvdf").last > 80, 120)
+    wait_for("some numbers", lambda: guest.counted("xvdf").last > 20, 120, 0.2)
     known = guest.counted("xvdf")
     assert known.failed == 0
 
-    # Both at once: they come up together.
-    lab.power_cut()
-    lab.power_on()
+    storage.power_cut()
+    storage.power_on()
+    storage.wait_until_up()
     on_disk = numbers(storage, "/dev/vbs/counted")
     assert max(on_disk) >= known.last
     assert one_instant(on_disk)
-    assert guest.disks() == {}
