@@ -11,6 +11,7 @@ use super::children::{Children, Spec};
 use super::guests::{Guest, PROGRAM};
 use super::{DevError, find_program, guest_image, sockets};
 use crate::db::{self, Pool, instances};
+use crate::delegate::vmm::inquiry;
 use crate::state::InstanceState;
 
 /// Under emulation, on a machine with other things to do, a kernel takes its time.
@@ -26,6 +27,7 @@ const LONGEST_SOCKET_NAME: usize = 15;
 /// Takes over the guests of `dir` that run, and starts the others. Gives the directory of their monitors, too.
 pub(super) async fn start(dir: &Path, children: &Children, count: usize) -> Result<(Vec<Guest>, PathBuf), DevError> {
     let program = find_program(PROGRAM, "qemu-system-x86")?;
+    find_program(inquiry::PROGRAM, "libiscsi-bin")?;
     let image = guest_image::ensure(&image_dir(dir)).await.map_err(|e| DevError::new(e.to_string()))?;
     let socket_dir = sockets::directory(&dir.join(SOCKETS), LONGEST_SOCKET_NAME, None)?;
     let mut guests = Vec::new();

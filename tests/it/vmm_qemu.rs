@@ -90,6 +90,7 @@ impl Target {
         let account = ["--mode", "account", "--user", &user];
         self.admin(&[&target[..], &["--op", "new", "--targetname", &iqn]].concat());
         self.admin(&["--mode", "logicalunit", "--op", "new", "--tid", tid, "--lun", "1", "--backing-store", file]);
+        self.set_serial(tid, &volume.id.serial());
         self.admin(&[&account[..], &["--op", "new", "--password", "secretsecret12"]].concat());
         self.admin(&[&account[..], &["--op", "bind", "--tid", tid]].concat());
         self.admin(&[&target[..], &["--op", "bind", "--initiator-name", &initiator]].concat());
@@ -102,6 +103,11 @@ impl Target {
             initiator_iqn: initiator,
             beside: Vec::new(),
         }
+    }
+
+    fn set_serial(&self, tid: &str, serial: &str) {
+        let what = format!("scsi_sn={serial}");
+        self.admin(&["--mode", "logicalunit", "--op", "update", "--tid", tid, "--lun", "1", "--params", &what]);
     }
 
     /// Whether anybody is logged in to a target. tgtd notices a log-out a moment after it.
@@ -247,6 +253,7 @@ async fn a_guest_gets_uses_keeps_and_loses_disks_as_it_is_told() {
     a_line_is_heard_whole_while_orphans_end(&lab).await;
     a_disk_comes_is_written_to_and_goes(&lab).await;
     a_wrong_secret_leaves_nothing_behind(&lab).await;
+    a_disk_of_another_serial_number_is_not_given_to_the_guest(&lab).await;
     monitor_faults::whatever_the_monitor_answers_row_and_machine_agree(&lab).await;
     pauses_hold_break_and_add_up(&mut lab).await;
     a_guest_that_holds_on_is_busy_until_force_cuts_it_off(&lab).await;
@@ -335,6 +342,19 @@ async fn a_disk_is_as_fast_as_its_limits_allow(lab: &Lab) {
     assert!(freely < 2.0, "{freely} s without limits");
     assert_eq!(lab.detach(&export).await, Detach::Gone);
     lab.disconnect(&export, "9").await;
+}
+
+async fn a_disk_of_another_serial_number_is_not_given_to_the_guest(lab: &Lab) {
+    let volume = Volume::new(lab.dir.path());
+    let export = lab.target.export(&volume, "10");
+    let connect = async || lab.qemu.ensure_connected(GENERATION, &lab.connect_spec(&export)).await;
+    lab.target.set_serial("10", &VolumeId::generate().serial());
+    assert_eq!(connect().await.unwrap_err().kind, ErrorKind::Fatal);
+    assert_eq!(lab.observed().await.disks, vec![]);
+    lab.target.becomes_free("10");
+    lab.target.set_serial("10", &volume.id.serial());
+    connect().await.unwrap();
+    lab.disconnect(&export, "10").await;
 }
 
 async fn a_wrong_secret_leaves_nothing_behind(lab: &Lab) {

@@ -3,11 +3,16 @@
 use serde_json::Value;
 
 use super::blocks::{self, Names};
+use super::inquiry;
 use super::qmp::{self, QmpError};
 use crate::ids::VolumeId;
 
-/// Lines of JSON: nodes, devices, statistics, and an answer.
+/// Lines of JSON: nodes, devices, statistics, and an answer. And what `iscsi-inq` prints.
 pub fn monitored(data: &[u8]) {
+    let said = String::from_utf8_lossy(data);
+    if let Some(serial) = inquiry::serial(&said) {
+        assert!(!serial.is_empty() && serial.trim() == serial && said.contains(serial));
+    }
     let mut lines = data.split(|byte| *byte == b'\n').map(|line| serde_json::from_slice(line).unwrap_or_default());
     let mut line = || -> Value { lines.next().unwrap_or_default() };
     let (nodes, devices, stats, answer) = (line(), line(), line(), line());

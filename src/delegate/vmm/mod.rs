@@ -8,6 +8,7 @@ mod blocks;
 mod fake;
 #[cfg(any(test, fuzzing))]
 pub(super) mod fuzzing;
+pub mod inquiry;
 mod kept;
 mod machines;
 pub(in crate::delegate) mod open_iscsi;

@@ -18,8 +18,7 @@
 //!   forced detach, a log-out. So the portal is tried first, and while it is away the answer is Retry. A target that
 //!   vanishes or hangs just then still blocks the machine until it is back; it then goes on by itself.
 //!
-//! QEMU does not show the unit's serial number. That the right volume answers rests on the target's name, which is made for
-//! one attachment and never used again, and on the secret that goes with it.
+//! QEMU does not show the unit's serial number, so the unit is asked for it first (`inquiry`).
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -34,6 +33,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::blocks::{self, Names, Parts, Under};
+use super::inquiry;
 use super::kept;
 use super::machines::{self, Machines};
 use super::pause::Pauses;
@@ -151,6 +151,7 @@ impl VmmDelegate for Qemu {
             _ => log_out(&mut qmp, &names, &there, machine).await?,
         }
         portal_answers(&spec.portal).await?;
+        inquiry::check_serial(export, &spec.portal).await?;
         let secret = json!({"qom-type": "secret", "id": names.chap, "data": export.chap_secret.0});
         qmp.execute("object-add", secret).await.map_err(told)?;
         let node = json!({

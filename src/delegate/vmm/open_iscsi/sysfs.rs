@@ -93,13 +93,14 @@ impl Session {
 impl Unit {
     /// Whether this serial number is what it tells, or would if its target had room for all of it.
     fn tells(&self, serial: &str) -> bool {
-        let (vendor, most) = IET;
-        let shown = match serial.len().checked_sub(most) {
-            Some(cut) if self.vendor == vendor => serial.get(cut..).unwrap_or(serial),
-            _ => serial,
-        };
+        let shown = if self.vendor == IET.0 { serial_by_iet(serial) } else { serial };
         self.serial.as_deref() == Some(shown)
     }
+}
+
+/// What a disk of IET tells of this serial number.
+pub(in crate::delegate::vmm) fn serial_by_iet(serial: &str) -> &str {
+    serial.len().checked_sub(IET.1).and_then(|cut| serial.get(cut..)).unwrap_or(serial)
 }
 
 impl Sysfs {
