@@ -3,7 +3,10 @@
 An own little client rather than an SDK: a thousand of those would leave nothing of two processors to what they measure. It runs
 in a process of its own, so that the test can look at the server meanwhile:
 
-    python crowd.py ENDPOINT KEY SECRET KIND CLIENTS SECONDS     prints what it saw as JSON
+    python crowd.py ENDPOINT KEY SECRET KIND CLIENTS SECONDS ATTEMPTS     prints what it saw as JSON
+
+With more than one attempt a request is sent again as SDKs send it again: when the connection breaks, and after 500 and 503. SIGTERM ends
+it before its time.
 """
 
 import asyncio
@@ -13,6 +16,7 @@ import hmac
 import json
 import random
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -28,6 +32,8 @@ PATIENCE = 60
 ERROR = re.compile(rb"<Code>([^<]*)</Code>")
 VOLUME = re.compile(rb"<volumeId>([^<]*)</volumeId>")
 STATUS = re.compile(rb"<status>([^<]*)</status>")
+# What an SDK sends again: a connection that broke, a server's fault, being throttled.
+RETRIED = re.compile(r": (\w*Error|50[03] .*)$")
 
 
 class Signer:
@@ -72,15 +78,20 @@ def sha256(data):
 class Crowd:
     """What they share: the end, and what was seen."""
 
-    def __init__(self, signer, seconds):
+    def __init__(self, signer, seconds, attempts):
         self.signer = signer
         self.end = time.monotonic() + seconds
+        self.attempts = attempts
+        self.again = 0
         self.took = []
         self.answers = Counter()
         self.of_action = Counter()
 
     def over(self):
         return time.monotonic() >= self.end
+
+    def stop(self):
+        self.end = 0
 
 
 class Client:
@@ -92,20 +103,32 @@ class Client:
 
     async def call(self, action, **parameters):
         """The answer's body; None when it was an error, which is noted."""
+        for attempt in range(1, self.crowd.attempts + 1):
+            what, body = await self.attempt(action, parameters)
+            if what == "200" or attempt == self.crowd.attempts or not RETRIED.search(what):
+                break
+            self.crowd.again += 1
+            # As botocore: up to one second, two, four.
+            await asyncio.sleep(random.random() * 2 ** (attempt - 1))
+        self.crowd.answers[what] += 1
+        return body
+
+    async def attempt(self, action, parameters):
+        """What came of one: `200` and the body, or the error in words."""
         request = self.crowd.signer.request(action, **parameters)
         begun = time.monotonic()
         try:
             status, body = await asyncio.wait_for(self.exchange(request), PATIENCE)
         except (OSError, EOFError, ValueError, asyncio.TimeoutError) as error:
-            self.crowd.answers[f"{action}: {type(error).__name__}"] += 1
             self.hang_up()
             await asyncio.sleep(0.1)
-            return None
+            return f"{action}: {type(error).__name__}", None
         self.crowd.took.append(time.monotonic() - begun)
         self.crowd.of_action[action] += 1
-        code = ERROR.search(body) if status != 200 else None
-        self.crowd.answers["200" if status == 200 else f"{action}: {status} {code[1].decode() if code else body[:80]}"] += 1
-        return body if status == 200 else None
+        if status == 200:
+            return "200", body
+        code = ERROR.search(body)
+        return f"{action}: {status} {code[1].decode() if code else body[:80]}", None
 
     async def exchange(self, request):
         if self.line is None:
@@ -173,8 +196,9 @@ class Client:
         self.hang_up()
 
 
-async def run(endpoint, key, secret, kind, clients, seconds):
-    crowd = Crowd(Signer(endpoint, key, secret), seconds)
+async def run(endpoint, key, secret, kind, clients, seconds, attempts):
+    crowd = Crowd(Signer(endpoint, key, secret), seconds, attempts)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, crowd.stop)
     begun = time.monotonic()
     await asyncio.gather(*(getattr(Client(crowd), kind)(number) for number in range(clients)))
     took = sorted(crowd.took)
@@ -188,12 +212,13 @@ async def run(endpoint, key, secret, kind, clients, seconds):
         "p99_ms": share(99),
         "answers": crowd.answers,
         "of_action": crowd.of_action,
+        "again": crowd.again,
     }
 
 
-def start(account, kind, clients, seconds):
+def start(account, kind, clients, seconds, attempts=1):
     """Begins in another process."""
-    words = [account.endpoint, account.key, account.secret, kind, str(clients), str(seconds)]
+    words = [account.endpoint, account.key, account.secret, kind, str(clients), str(seconds), str(attempts)]
     return subprocess.Popen([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True)
 
 
@@ -209,5 +234,5 @@ def seen(started, seconds):
 
 
 if __name__ == "__main__":
-    _, endpoint_, key_, secret_, kind_, clients_, seconds_ = sys.argv
-    print(json.dumps(asyncio.run(run(endpoint_, key_, secret_, kind_, int(clients_), float(seconds_)))))
+    _, endpoint_, key_, secret_, kind_, clients_, seconds_, attempts_ = sys.argv
+    print(json.dumps(asyncio.run(run(endpoint_, key_, secret_, kind_, int(clients_), float(seconds_), int(attempts_)))))

@@ -1,15 +1,21 @@
-"""Three gateways behind a balancer are restarted one after another while SDKs work: nothing is lost, and nobody sees an error."""
+"""Three gateways behind a balancer are restarted one after another while SDKs work and a thousand others with them: nothing is lost,
+and nobody sees an error.
+"""
 
+import signal
 import threading
 import time
 
 import boto3
 
+import crowd
 import wires
 from gateways import Site
 from running import until
 
 CLIENTS = 16
+# Who sends again what SDKs do, as often as boto3 does, and for longer than the restarts take.
+OTHERS, ATTEMPTS, SECONDS = 1000, 5, 1200
 ROUNDS = 2
 # Longer than a balancer needs to hear of it.
 DRAIN = 2
@@ -20,24 +26,32 @@ def test_a_rolling_restart_loses_nothing_and_shows_clients_no_error(table):
         site.knows("storage", "a", site.storage_node("storage"))
         gateways = {name: site.gateway(name) for name in ("one", "two", "three")}
         with wires.Balancer([gateway.address for gateway in gateways.values()]) as balancer:
-            workers = [Worker(site.account(balancer.address)) for _ in range(CLIENTS)]
+            account = site.account(balancer.address)
+            others = crowd.start(account, "mixed", OTHERS, SECONDS, ATTEMPTS)
+            until("all others to be there", lambda: sum(balancer.given.values()) >= OTHERS, 120)
+            workers = [Worker(account) for _ in range(CLIENTS)]
             for worker in workers:
                 worker.thread.start()
-            until("all at work", lambda: all(worker.calls > 10 for worker in workers), 60)
+            until("all at work", lambda: all(worker.calls > 10 for worker in workers), 120)
             took = [restart(site, gateways, name, balancer) for _ in range(ROUNDS) for name in gateways]
+            others.send_signal(signal.SIGTERM)
             for worker in workers:
                 worker.over.set()
             for worker in workers:
                 worker.thread.join(120)
+            seen = crowd.seen(others, 300)
             retries = sum(worker.retries for worker in workers)
             calls = sum(worker.calls for worker in workers)
             errors = [error for worker in workers for error in worker.errors]
+            refused = {what: count for what, count in seen["answers"].items() if what != "200"}
             table(
-                f"{len(took)} restarts of 3 gateways under {CLIENTS} boto3 clients",
-                [["", "calls", "errors", "retries by the SDK", "longest restart"]]
-                + [["", str(calls), str(len(errors)), str(retries), f"{max(took):.1f} s"]],
+                f"{len(took)} restarts of 3 gateways, the longest {max(took):.1f} s",
+                [["", "calls", "errors", "sent again"]]
+                + [[f"{CLIENTS} boto3 clients", str(calls), str(len(errors)), str(retries)]]
+                + [[f"{OTHERS} others", str(seen["answers"]["200"]), str(sum(refused.values())), str(seen["again"])]],
             )
             assert not errors, errors
+            assert not refused and seen["answers"]["200"] > OTHERS, refused
             assert all(balancer.given.values()), balancer.given
             check(workers[0].ec2, workers)
 
@@ -52,7 +66,7 @@ def check(ec2, workers):
         pages = ec2.get_paginator("describe_volumes").paginate(PaginationConfig={"PageSize": 500})
         return {volume["VolumeId"]: volume["State"] for page in pages for volume in page["Volumes"]}
 
-    until("all to be made and deleted", lambda: set(states().values()) == {"available"}, 120)
+    until("all to be made and deleted", lambda: set(states().values()) == {"available"}, 300)
     found = set(states())
     assert found == kept, (found - kept, kept - found)
     tags = {
