@@ -171,7 +171,8 @@ impl SimCloud {
 
     /// Sets how snapshots are taken. [`SnapshotMethod::Copy`], the more delicate way, is what the cloud starts with.
     pub fn set_snapshot_method(&self, method: SnapshotMethod) {
-        self.state().snapshot_method = method;
+        let mut state = self.state();
+        (state.snapshot_method, state.copied_a_call) = (method, None);
     }
 
     /// From now on a snapshot is cut at one instant and then copied, as with thick logical volumes: each time it is asked for

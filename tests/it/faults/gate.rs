@@ -5,7 +5,7 @@
 //! point of a workflow, however many calls came before it. A call for another life of its node has no effect whatever is done
 //! to it, and is let through: its caller is told so, and signs it anew.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use bytes::Bytes;
 use chrono::Utc;
 use hyper::header::{HOST, HeaderValue};
 use hyper::{HeaderMap, StatusCode};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::watch;
 use vbs::config::{self, SecretSource};
 use vbs::delegate::guard::Guarded;
@@ -25,6 +25,7 @@ use vbs::server::{Handler, Request, Response};
 use vbs::sigv4;
 
 use super::rows::Rows;
+use super::verbs::{lie, name_thing, sim_verb};
 use super::wire::{Answer, serve};
 
 /// What injected errors say.
@@ -40,6 +41,8 @@ pub struct Point {
     pub backward: bool,
     pub step: usize,
     pub verb: String,
+    /// Which of the things that the step asks this of: its volumes, snapshots or disks, in the order of their first calls.
+    pub nth: usize,
 }
 
 /// What is done to a call.
@@ -84,8 +87,12 @@ struct Armed {
 #[derive(Default)]
 struct State {
     watched: &'static str,
+    /// The newest workflow that was there before.
+    after: i64,
     armed: Vec<Armed>,
     seen: Vec<Point>,
+    /// The things that were asked for, of each point whose number is 0.
+    things: BTreeMap<Point, Vec<BTreeSet<String>>>,
     gone: bool,
     turned_away: u32,
     late: Vec<StatusCode>,
@@ -225,9 +232,10 @@ impl Gate {
         self.state.lock().unwrap()
     }
 
-    /// Forgets what was seen and armed, and looks at the calls of one kind of workflow from now on.
-    pub fn watch(&self, kind: &'static str) {
-        *self.state() = State { watched: kind, ..State::default() };
+    /// Forgets what was seen and armed, and looks at the calls of workflows of one kind from now on that come after another. A call of
+    /// an earlier one may still be on its way.
+    pub fn watch(&self, kind: &'static str, after: i64) {
+        *self.state() = State { watched: kind, after, ..State::default() };
     }
 
     /// Where the workflow has called, in the order of the first calls.
@@ -296,7 +304,7 @@ impl Gate {
         if self.is_gone() {
             return Answer::Nothing;
         }
-        let strike = point.and_then(|point| self.state().strike(&point, &request.body));
+        let strike = point.and_then(|(point, thing)| self.state().strike(point, thing, &request.body));
         match strike {
             None => Answer::Http(service.handle(request).await),
             Some(strike) => self.strike(strike, name, &verb, service, request).await,
@@ -311,16 +319,19 @@ impl Gate {
     }
 
     /// Whose call it is. One that only looks names no generation: it is taken for the watched workflow's while that runs.
-    async fn point(&self, verb: &str, body: &[u8]) -> Option<Point> {
-        let watched = self.state().watched;
+    async fn point(&self, verb: &str, body: &[u8]) -> Option<(Point, BTreeSet<String>)> {
+        let (watched, after) = {
+            let state = self.state();
+            (state.watched, state.after)
+        };
         let body: Value = serde_json::from_slice(body).unwrap_or_default();
         let rows = if let Some(generation) = body["generation"].as_i64() {
-            let whose = "SELECT kind, direction, step FROM workflows WHERE lease_generation = $1";
-            self.rows.query(whose, &[&generation]).await
+            let whose = "SELECT kind, direction, step FROM workflows WHERE lease_generation = $1 AND id > $2";
+            self.rows.query(whose, &[&generation, &after]).await
         } else {
             let live = "SELECT kind, direction, step FROM workflows \
-                        WHERE kind = $1 AND finished_at IS NULL AND lease_owner IS NOT NULL LIMIT 1";
-            self.rows.query(live, &[&watched]).await
+                        WHERE kind = $1 AND id > $2 AND finished_at IS NULL AND lease_owner IS NOT NULL LIMIT 1";
+            self.rows.query(live, &[&watched, &after]).await
         };
         let row = rows.first()?;
         let backward = row.get::<_, String>(1) == "backward";
@@ -330,7 +341,9 @@ impl Gate {
             return None;
         }
         let step = usize::try_from(row.get::<_, i32>(2)).unwrap();
-        Some(Point { kind, backward, step, verb: verb.to_owned() })
+        let mut thing = BTreeSet::new();
+        name_thing(&body, &mut thing);
+        Some((Point { kind, backward, step, verb: verb.to_owned(), nth: 0 }, thing))
     }
 
     async fn strike(&self, strike: Strike, name: &str, verb: &str, service: Service, request: Request) -> Answer {
@@ -434,11 +447,16 @@ impl Gate {
 }
 
 impl State {
-    fn strike(&mut self, point: &Point, body: &Bytes) -> Option<Strike> {
-        if !self.seen.contains(point) {
+    fn strike(&mut self, mut point: Point, thing: BTreeSet<String>, body: &Bytes) -> Option<Strike> {
+        let things = self.things.entry(point.clone()).or_default();
+        point.nth = things.iter().position(|known| *known == thing).unwrap_or(things.len());
+        if point.nth == things.len() {
+            things.push(thing);
+        }
+        if !self.seen.contains(&point) {
             self.seen.push(point.clone());
         }
-        let armed = self.armed.iter_mut().find(|armed| armed.point == *point)?;
+        let armed = self.armed.iter_mut().find(|armed| armed.point == point)?;
         let always = matches!(armed.strike, Strike::FailsForGood | Strike::DoneButFailsForGood);
         let breaks = matches!(armed.strike, Strike::AnswerLost | Strike::GarbageHttp);
         let same = armed.first.as_ref().is_some_and(|first| first == body);
@@ -458,47 +476,4 @@ fn refusal(kind: ErrorKind, message: &str) -> Answer {
 
 fn json(status: StatusCode, body: impl Into<Bytes>) -> Response {
     Response::new(status, "application/json", body)
-}
-
-/// What the simulation calls the verb.
-fn sim_verb(node: &str, verb: &str) -> Option<&'static str> {
-    let known = [
-        "snapshot_method",
-        "ensure_volume",
-        "ensure_restored",
-        "ensure_no_volume",
-        "ensure_snapshot",
-        "ensure_snapshot_copy",
-        "ensure_grown",
-        "ensure_grown_disk",
-        "ensure_no_snapshot",
-        "ensure_exported",
-        "ensure_not_exported",
-        "ensure_connected",
-        "ensure_disconnected",
-        "ensure_attached",
-        "ensure_detached",
-        "ensure_paused",
-        "ensure_resumed",
-    ];
-    match verb {
-        "observe" if node.starts_with("vmm") => Some("observe_vmm"),
-        "observe" => Some("observe_storage"),
-        _ => known.into_iter().find(|name| *name == verb),
-    }
-}
-
-/// The answer of a node that has done what it was asked.
-fn lie(node: &str, verb: &str) -> Value {
-    match verb {
-        "ensure_restored" => json!(100),
-        "ensure_snapshot" | "ensure_snapshot_copy" => {
-            json!({ "size_bytes": 1_u64 << 30, "data_bytes": 0, "progress": 100 })
-        }
-        "ensure_grown" | "ensure_grown_disk" => json!("online"),
-        "ensure_exported" => json!({ "address": format!("{node}.sim:3260") }),
-        "ensure_detached" => json!("gone"),
-        "ensure_resumed" => json!("held"),
-        _ => Value::Null,
-    }
 }

@@ -36,7 +36,7 @@ pub async fn play(
     let props = scene.prepare(stage).await;
     let before = stage.newest().await;
     helper.stop().await;
-    stage.gate.watch(scene.kind());
+    stage.gate.watch(scene.kind(), before);
     if let Some(turn) = turn {
         stage.gate.arm(turn, Strike::DoneButFailsForGood);
     }

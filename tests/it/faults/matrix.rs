@@ -69,7 +69,7 @@ impl Fault {
 pub async fn play(stage: &Stage, scene: Scene, turn: Option<&Point>, point: &Point, fault: Fault) {
     let props = scene.prepare(stage).await;
     let before = stage.newest().await;
-    stage.gate.watch(scene.kind());
+    stage.gate.watch(scene.kind(), before);
     if let Some(turn) = turn {
         stage.gate.arm(turn, Strike::DoneButFailsForGood);
     }
@@ -192,24 +192,9 @@ pub async fn agree_and_again(stage: &Stage, scene: Scene, props: &Props, ended: 
 }
 
 /// Where the workflow of a scene calls the nodes when nothing goes wrong; or on the way back, when `turn` fails for good.
-///
-/// On a busy machine something may go wrong by itself: a call whose caller has not the patience comes late, at another point than
-/// it was made. Then it is played again.
 pub async fn points(stage: &Stage, scene: Scene, turn: Option<&Point>) -> Vec<Point> {
-    for _ in 0..5 {
-        let (seen, undisturbed) = points_once(stage, scene, turn).await;
-        if undisturbed {
-            return seen.into_iter().filter(|point| point.backward == turn.is_some()).collect();
-        }
-    }
-    panic!("something went wrong each time, though nothing was struck");
-}
-
-/// What was seen, and whether nothing went wrong by itself.
-async fn points_once(stage: &Stage, scene: Scene, turn: Option<&Point>) -> (Vec<Point>, bool) {
     let props = scene.prepare(stage).await;
-    let before = stage.newest().await;
-    stage.gate.watch(scene.kind());
+    stage.gate.watch(scene.kind(), stage.newest().await);
     if let Some(turn) = turn {
         stage.gate.arm(turn, Strike::DoneButFailsForGood);
     }
@@ -217,10 +202,8 @@ async fn points_once(stage: &Stage, scene: Scene, turn: Option<&Point>) -> (Vec<
     stage.settle().await;
     stage.gate.disarm();
     let seen = stage.gate.seen();
-    let ended = stage.workflow_after(before, scene.kind()).await;
-    let by_itself = |event: &String| event.starts_with("failed") && !event.contains(INJECTED);
     assert_eq!(differences(stage).await, Vec::<String>::new(), "without a fault");
     scene.bytes_are_right(stage, &props).await;
     stage.walk_to_the_end().await;
-    (seen, !ended.history.iter().any(by_itself))
+    seen.into_iter().filter(|point| point.backward == turn.is_some()).collect()
 }

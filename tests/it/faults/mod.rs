@@ -32,6 +32,7 @@ mod rows;
 mod scenes;
 mod stage;
 mod table;
+mod verbs;
 mod wire;
 
 /// How many scenes are played at once.

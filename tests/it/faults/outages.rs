@@ -26,7 +26,7 @@ pub enum Outage {
 pub async fn play(stage: &Stage, scene: Scene, turn: Option<&Point>, point: &Point, outage: Outage, proxy: &Proxy) {
     let props = scene.prepare(stage).await;
     let before = stage.newest().await;
-    stage.gate.watch(scene.kind());
+    stage.gate.watch(scene.kind(), before);
     if let Some(turn) = turn {
         stage.gate.arm(turn, Strike::DoneButFailsForGood);
     }
