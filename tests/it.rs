@@ -62,6 +62,8 @@ mod nodes;
 mod operator;
 #[path = "it/readiness.rs"]
 mod readiness;
+#[path = "it/real_faults.rs"]
+mod real_faults;
 #[path = "it/repairs.rs"]
 mod repairs;
 #[path = "it/schema.rs"]

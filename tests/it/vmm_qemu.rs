@@ -34,7 +34,7 @@ const SIZE: u64 = 64 << 20;
 pub const GENERATION: Generation = Generation(1);
 
 /// A process that ends with the test.
-struct Process(Child);
+pub struct Process(Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -155,8 +155,7 @@ pub struct Lab {
 impl Lab {
     async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        // Kept from run to run: unpacking the kernel takes longer than booting it.
-        let image = guest_image::ensure(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("guest-image")).await.unwrap();
+        let image = guest_image().await;
         let guest = Guest::open(dir.path(), &dir.path().join("qmp"), 1).await.unwrap();
         let qemu_process = boot(&guest, &image);
         let target = Target::start(dir.path());
@@ -229,7 +228,13 @@ impl Lab {
     }
 }
 
-fn boot(guest: &Guest, image: &GuestImage) -> Process {
+/// Kept from run to run: unpacking the kernel takes longer than booting it.
+pub async fn guest_image() -> GuestImage {
+    guest_image::ensure(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("guest-image")).await.unwrap()
+}
+
+/// A machine that runs until what is given is dropped.
+pub fn boot(guest: &Guest, image: &GuestImage) -> Process {
     let mut qemu = Command::new(PROGRAM);
     qemu.args(guest.args(image)).stdin(Stdio::null()).stdout(Stdio::null());
     Process(qemu.spawn().expect("package qemu-system-x86"))
