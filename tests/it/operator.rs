@@ -88,6 +88,27 @@ async fn an_undo_that_cannot_finish_is_shown_with_its_history_and_goes_on_at_onc
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_undo_waits_for_a_guest_that_holds_on_and_says_so() {
+    let cloud = Cloud::start_with(CALM).await;
+    let cli = Cli::of(&cloud);
+    let volume = cloud.volume().await;
+    cloud.sim.hold_on("vm-1", true);
+    cloud.sim.push_fault(Fault::once("ensure_attached", FaultKind::EffectThenLost));
+    cloud.sim.push_fault(Fault::always("ensure_attached", FaultKind::FailBefore(ErrorKind::Fatal)));
+    begin_attach(&cloud, &volume, &cloud.instances().await[0]).await;
+    cloud.until("asked twice", async || cloud.sim.calls("ensure_detached") > 1).await;
+    let line = cli.ok(&["workflow", "list"]);
+    assert!(line.contains("\tbackward\tstep Attach\t") && line.contains("the guest holds on to the disk"), "{line}");
+    // Nothing is taken from under it meanwhile.
+    let id = VolumeId::parse(&volume).unwrap();
+    assert!(cloud.sim.guest_writes("vm-1", &id).is_some());
+    cloud.sim.hold_on("vm-1", false);
+    cloud.volume_becomes(&volume, "available").await;
+    delete(&cloud, &volume).await;
+    walk::nothing_is_left(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_attachment_whose_machine_cannot_be_asked_ends_only_when_the_operator_says_it_is_off() {
     let cloud = Cloud::start_with(CALM).await;
     let cli = Cli::of(&cloud);
