@@ -116,11 +116,16 @@ def test_from_one_process_to_several_and_back_again(place):
 
 @contextmanager
 def demo(place, *options):
-    """`scripts/demo` with a program that is built, in a terminal's stead: it is the first of a process group. Ended in the end."""
+    """`scripts/demo` with a program that is built, as from a terminal: it is the first of a process group and heeds Ctrl-C, also when
+    who runs the tests does not, as in the background. Ended in the end."""
+
+    def heed():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     environment = {**os.environ, "VBS_BIN": str(PROGRAM), "TMPDIR": str(place)}
     command = [REPOSITORY / "scripts" / "demo", *options]
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    child = subprocess.Popen(command, env=environment, text=True, process_group=0, **both)
+    child = subprocess.Popen(command, env=environment, text=True, process_group=0, preexec_fn=heed, **both)
     with child:
         try:
             yield child

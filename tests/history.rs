@@ -72,4 +72,14 @@ async fn what_random_clients_see_is_what_is_promised() {
         panic!("{wrong}\nthe gateways' logs: {logs:?}");
     }
     assert!(calls as u64 >= operations, "{calls} calls");
+    // A run in which hardly anything came about would show nothing.
+    let acknowledged = report::acknowledged(&events);
+    for action in ["CreateVolume", "AttachVolume", "DetachVolume", "CreateSnapshot", "DeleteVolume"] {
+        let count = acknowledged.get(action).copied().unwrap_or(0);
+        assert!(count >= operations / 400, "{action} was acknowledged {count} times");
+    }
+    let looks = events.iter().filter(|event| matches!(event.what, What::Held { .. })).count();
+    assert!(looks as u64 >= operations / 20, "{looks} looks at bytes");
+    let disturbances = events.iter().filter(|event| matches!(event.what, What::Disturbed(_))).count();
+    assert!(disturbances > 10, "{disturbances} disturbances");
 }

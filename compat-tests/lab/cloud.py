@@ -419,7 +419,7 @@ def on_storage(machine):
         "logical volumes": [name for name in volumes if name.strip("[]") not in OURS],
         "mapped devices": [name for name in mapped if "--" in name],
         "LIO": [word for word in lio.split() if word.startswith("iqn.") or "vol-" in word],
-        "tgt": [line.strip() for line in tgt.splitlines() if "iqn." in line or "vol-" in line],
+        "tgt": [line.strip() for line in tgt.splitlines() if "iqn." in line or "vol-" in line or "vbs-" in line],
         "IET": [line.strip() for line in [*iet.splitlines(), *allow.splitlines()] if "iqn." in line],
     }
 

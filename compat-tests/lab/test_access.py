@@ -1,4 +1,8 @@
-"""Who may log in to an attached volume: the one initiator that the attachment names, with its secret, and nobody else."""
+"""Who may log in to an attached volume: the one initiator that the attachment names, with its secret, and nobody else; nor it itself
+when the attachment is over.
+"""
+
+import os
 
 import pytest
 
@@ -6,7 +10,10 @@ import bare
 from cloud import Cloud
 
 STRANGER = "iqn.2026-01.lab.vbs:stranger"
-PORTALS = {"lio": bare.LIO, "tgt": bare.TGT}
+# Of each target: the layout of volumes, and where it is.
+TARGETS = {"lio": ("thin", bare.LIO), "tgt": ("thin", bare.TGT)}
+if os.environ.get("VBS_LAB_IET"):
+    TARGETS["iet"] = ("thick", "192.168.77.4:3260")
 # Of iscsiadm(8): the log-in failed for good, as when there is no such target for this initiator; it was not authorized. Trouble on
 # the way has others.
 REFUSED = (19, 24)
@@ -47,10 +54,10 @@ def other(storage):
     storage.sh("kill $(pidof iscsid) || true")
 
 
-@pytest.mark.parametrize("target", PORTALS)
+@pytest.mark.parametrize("target", TARGETS)
 def test_another_initiator_and_another_secret_are_refused_while_the_guest_goes_on(lab, xen, other, target):
-    guest, portal = lab.guest("new"), PORTALS[target]
-    with Cloud(lab, "thin", target) as cloud:
+    guest, (layout, portal) = lab.guest("new"), TARGETS[target]
+    with Cloud(lab, layout, target) as cloud:
         volume = cloud.create_volume(1)
         cloud.attach(volume, "new")
         record = xen.sh("cat $(find /etc/iscsi/nodes -type f)")
@@ -69,6 +76,10 @@ def test_another_initiator_and_another_secret_are_refused_while_the_guest_goes_o
         before = guest.counted("xvdf")
         guest.stop_counting("xvdf")
         assert before.failed == 0 and before.last > 0
+        cloud.detach(volume)
+        # Nor does who had it, once another has.
+        cloud.attach(volume, "old")
+        assert login(machine, iqn, portal, user, secret) in REFUSED
         cloud.detach(volume)
         cloud.delete_volume(volume)
         cloud.assert_nothing_left()

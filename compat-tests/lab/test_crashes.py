@@ -148,7 +148,9 @@ def test_thick_volumes_that_tgt_serves_survive_delegates_tgtd_and_node_in_the_mi
     on_disk = numbers(storage, f"/dev/vbs/{volume}")
     assert max(on_disk) == last
     assert one_instant(on_disk)
-    cloud.delete_volume(volume)
+    with killed((delegate, "runs", "lvremove", "-y")):
+        cloud.aws("delete-volume", "--volume-id", volume)
+    cloud.wait_for(volume, lambda: cloud.volume_state(volume), "gone")
 
     # Half filled.
     with killed((delegate, "exists", "/dev/vbs/vol-*")):
@@ -158,7 +160,9 @@ def test_thick_volumes_that_tgt_serves_survive_delegates_tgtd_and_node_in_the_mi
     assert one_instant(on_disk)
     assert before <= max(on_disk) <= after + 1
     cloud.delete_volume(second)
-    cloud.delete_snapshot(snapshot)
+    with killed((delegate, "runs", "lvremove", "-y")):
+        cloud.aws("delete-snapshot", "--snapshot-id", snapshot)
+    cloud.wait_for(snapshot, lambda: cloud.snapshot_state(snapshot), "gone")
     cloud.assert_nothing_left()
 
 
@@ -209,6 +213,7 @@ def test_delegates_killed_in_the_middle_of_each_step_of_the_walk_lose_and_leave_
 
     with killed(
         (xen, "runs", "xl", "block-detach"),
+        (xen, "runs", "blockdev", "--flushbufs"),
         (xen, "runs", "iscsiadm", "--logout"),
         (storage, "gone", f"{targets}/iscsi/*{volume[4:]}*/tpgt_1/acls/*"),
     ):
@@ -280,6 +285,42 @@ def test_guests_get_their_disks_after_a_power_cut_of_the_xen_node_also_those_tha
     for made in (volume, second):
         cloud.detach(made)
         cloud.delete_volume(made)
+    cloud.assert_nothing_left()
+
+
+@thin_lio
+def test_a_detach_while_the_storage_node_is_away_waits_for_what_the_guest_has_under_way(lab, cloud, storage, xen):
+    """The new guest gives the disk back at once, though a write of it still waits in the node's kernel."""
+    new, old = lab.guest("new"), lab.guest("old")
+    volume = cloud.create_volume(1)
+    cloud.attach(volume, "new")
+    set_patience(xen, 600)
+    new.count("xvdf")
+    count_on(new)
+
+    link = storage.sh("ip -o address show to 192.168.77.1 | cut -d' ' -f2").strip()
+    storage.run("ip", "link", "set", link, "down")
+    wait_for("a write to hang", lambda: xen.sh("cat /sys/block/sd*/inflight").split() != ["0", "0"], 120)
+    cloud.aws("detach-volume", "--volume-id", volume)
+
+    def asked():
+        return int(xen.run("grep", "-c", 'path="/v1/ensure_d', cloud.xen.log, check=False).out)
+
+    before = asked()
+    wait_for("the detach to be tried again and again", lambda: asked() >= before + 3, 240, 0.5)
+    assert cloud.volume_state(volume) == "in-use"
+    storage.run("ip", "link", "set", link, "up")
+    cloud.wait_for(volume, lambda: cloud.volume_state(volume), "available")
+    on_disk = numbers(storage, f"/dev/vbs/{volume}")
+    last = new.counted("xvdf").last
+    assert last <= max(on_disk) <= last + 1
+
+    cloud.attach(volume, "old")
+    old.checksum("xvdf", mib=16)
+    assert numbers(storage, f"/dev/vbs/{volume}") == on_disk
+    new.stop_counting("xvdf")
+    cloud.detach(volume)
+    cloud.delete_volume(volume)
     cloud.assert_nothing_left()
 
 

@@ -35,7 +35,8 @@ pub enum Volumes {
 pub struct Lvm {
     /// The volume group that volumes and snapshots are made in. It must be there.
     pub volume_group: String,
-    /// How they lie in it.
+    /// How they lie in it; thin when nothing is said.
+    #[serde(default)]
     pub layout: Layout,
 }
 
@@ -49,26 +50,42 @@ pub enum Layout {
     Thick(Thick),
 }
 
+impl Default for Layout {
+    fn default() -> Self {
+        Self::Thin(Thin::default())
+    }
+}
+
 /// Thin volumes.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct Thin {
-    /// The pool. It must be there, and zero what it gives out (`lvcreate -Zy`).
+    /// The pool; `pool` when nothing is said. It must be there, and zero what it gives out (`lvcreate -Zy`).
     pub pool: String,
-    /// How many times the pool's size volumes and snapshots together may promise.
-    #[serde(default = "overcommit")]
+    /// How many times the pool's size volumes and snapshots together may promise; 10 when nothing is said.
     pub overcommit: f64,
-    /// The share of the pool's data or metadata, in per cent, from which on nothing new is made.
-    #[serde(default = "full_percent")]
+    /// The share of the pool's data or metadata, in per cent, from which on nothing new is made; 90 when nothing is said.
     pub full_percent: f64,
 }
 
+impl Default for Thin {
+    fn default() -> Self {
+        Self { pool: "pool".into(), overcommit: 10.0, full_percent: 90.0 }
+    }
+}
+
 /// Linear volumes.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Thick {
-    /// The most MiB a second that zeroing and copying may write; 0 sets no limit.
+    /// The most MiB a second that zeroing and copying may write; 100 when nothing is said, and 0 sets no limit.
     pub background_mib_s: u64,
+}
+
+impl Default for Thick {
+    fn default() -> Self {
+        Self { background_mib_s: 100 }
+    }
 }
 
 /// The driver that serves volumes to initiators.
@@ -124,14 +141,6 @@ pub struct Tgt {
     /// The program `tgtadm`.
     #[serde(default = "tgtadm")]
     pub tgtadm: PathBuf,
-}
-
-fn overcommit() -> f64 {
-    10.0
-}
-
-fn full_percent() -> f64 {
-    90.0
 }
 
 fn configfs() -> PathBuf {

@@ -53,7 +53,18 @@ pub fn summary(events: &[Event]) -> String {
     let looks = count(|what| matches!(what, What::Held { .. }));
     let effects = count(|what| matches!(what, What::Did(_)));
     let disturbances = count(|what| matches!(what, What::Disturbed(_)));
-    let mut acknowledged: BTreeMap<&str, u32> = BTreeMap::new();
+    let acknowledged: Vec<String> =
+        acknowledged(events).iter().map(|(name, count)| format!("{name} {count}")).collect();
+    format!(
+        "{calls} calls ({refused} refused, {unknown} without an answer), {writes} writes, {looks} looks at bytes, {effects} \
+         effects on nodes, {disturbances} disturbances\nacknowledged: {}",
+        acknowledged.join(", ")
+    )
+}
+
+/// How many calls of each action were acknowledged.
+pub fn acknowledged(events: &[Event]) -> BTreeMap<&str, u64> {
+    let mut acknowledged = BTreeMap::new();
     for event in events {
         if let What::Called(action, outcome) = &event.what
             && !matches!(outcome, Outcome::Refused(_) | Outcome::Unknown(_))
@@ -61,10 +72,5 @@ pub fn summary(events: &[Event]) -> String {
             *acknowledged.entry(action.name()).or_default() += 1;
         }
     }
-    let acknowledged: Vec<String> = acknowledged.iter().map(|(name, count)| format!("{name} {count}")).collect();
-    format!(
-        "{calls} calls ({refused} refused, {unknown} without an answer), {writes} writes, {looks} looks at bytes, {effects} \
-         effects on nodes, {disturbances} disturbances\nacknowledged: {}",
-        acknowledged.join(", ")
-    )
+    acknowledged
 }

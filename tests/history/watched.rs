@@ -126,7 +126,7 @@ impl<D: VmmDelegate> VmmDelegate for Watched<D> {
         let on = disk(spec);
         self.note("ensure_disk_grown", on, generation, self.inner.ensure_grown(generation, spec, size_bytes)).await
     }
-    /// Pauses are not fenced by the guard.
+    /// A pause has no effect that lasts; it is not noted.
     async fn ensure_paused(&self, generation: Generation, spec: &PauseSpec) -> Result<()> {
         self.inner.ensure_paused(generation, spec).await
     }

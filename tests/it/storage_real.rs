@@ -338,7 +338,7 @@ async fn every_layer_that_is_missing_or_wrong_is_mended() {
     std::fs::write(&stray, [0x66; 8192]).unwrap();
     let path = stray.to_str().unwrap();
     let user = spec.chap_user.as_str();
-    let breakages: [&[&[&str]]; 7] = [
+    let breakages: [&[&[&str]]; 8] = [
         &[&["--mode", "target", "--op", "delete", "--tid", "1"]],
         &[&["--mode", "logicalunit", "--op", "delete", "--tid", "1", "--lun", "1"]],
         &[
@@ -351,6 +351,10 @@ async fn every_layer_that_is_missing_or_wrong_is_mended() {
         &[
             &["--mode", "target", "--op", "bind", "--tid", "1", "-I", "127.0.0.1"],
             &["--mode", "target", "--op", "bind", "--tid", "1", "-I", "ALL"],
+        ],
+        &[
+            &["--mode", "account", "--op", "new", "--user", "stranger", "--password", "secret-of-a-stranger"],
+            &["--mode", "account", "--op", "bind", "--tid", "1", "--user", "stranger"],
         ],
     ];
     for restarts in [false, true] {
@@ -370,6 +374,9 @@ async fn every_layer_that_is_missing_or_wrong_is_mended() {
             let mut other = spec.clone();
             other.initiator_iqn.push('x');
             assert!(!run(&portal, &other, &["read 0 512"]).status.success(), "{breakage:?}");
+            let (chap_user, chap_secret) = ("stranger".into(), Secret("secret-of-a-stranger".into()));
+            let stranger = ExportSpec { chap_user, chap_secret, ..spec.clone() };
+            assert!(!run(&portal, &stranger, &["read 0 512"]).status.success(), "{breakage:?}");
         }
     }
 }

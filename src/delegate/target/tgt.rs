@@ -303,12 +303,12 @@ fn refuse_while_in_use(target: &Target) -> Result<()> {
     }
 }
 
-/// Whether every layer is there, as far as tgtd shows it.
+/// Whether every layer is there, as far as tgtd shows it, and nothing that lets others in: each account is a way past the secret.
 fn whole(target: &Target, volume: &VolumeId, path: &str) -> bool {
     let right = |unit: &tgt_show::Unit| unit.online && unit.sync && unit.path == path && unit.serial == volume.serial();
     let disk = target.units.iter().any(|unit| unit.lun == DISK && right(unit));
     let one_name = matches!(&target.acl[..], [rule] if rule.contains('.') && rule.contains(':') && !rule.contains('/'));
-    disk && one_name && !target.accounts.is_empty()
+    disk && one_name && target.accounts.len() == 1
 }
 
 /// tgtd takes 1 to 2^31 - 1.
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn an_export_is_whole_only_with_unit_account_and_one_rule_by_name() {
+    fn an_export_is_whole_only_with_unit_one_account_and_one_rule_by_name() {
         let volume = VolumeId::parse("vol-0123abcd").unwrap();
         let unit = tgt_show::Unit { lun: 1, serial: volume.serial(), path: "/v".into(), online: true, sync: true };
         let good = Target {
@@ -357,12 +357,13 @@ mod tests {
             acl: vec!["iqn.2026-01.net.example:h".into()],
         };
         assert!(whole(&good, &volume, "/v") && !whole(&good, &volume, "/w"));
-        let changes: [fn(&mut Target); 8] = [
+        let changes: [fn(&mut Target); 9] = [
             |t| t.units.clear(),
             |t| t.units[0].online = false,
             |t| t.units[0].sync = false,
             |t| t.units[0].serial = "beaf11".into(),
             |t| t.accounts.clear(),
+            |t| t.accounts.push("another".into()),
             |t| t.acl.clear(),
             |t| t.acl.push("iqn.2026-01.net.example:other".into()),
             |t| t.acl = vec!["10.0.0.0/8".into()],
