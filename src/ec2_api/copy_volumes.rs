@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 use crate::db::volumes::{self as rows, NewVolume, Volume};
 use crate::db::{Conn, workflows};
 use crate::ids::VolumeId;
+use crate::state::VolumeState;
 use crate::workers::copy_volume;
 
 use super::create_volume::{MAX_TOKEN, NO_ROOM, admit_in, bytes, no_room, repeated};
@@ -72,6 +73,9 @@ pub async fn copy(api: &Api, call: &Call, params: Params) -> ApiResult<String> {
     drop(conn);
     if made {
         api.wake.wake();
+    }
+    // Also when it was made by an earlier try, of which the caller has heard nothing.
+    if volume.state == VolumeState::Creating {
         let is_cut =
             || async { Ok(!workflows::is_at_first_step(&mut *api.pool.get().await?, volume.id.as_str()).await?) };
         if !await_cut(is_cut).await {

@@ -1,5 +1,6 @@
 //! DescribeSnapshots: what the caller owns, and what others share with them.
 
+use crate::db::Conn;
 use crate::db::describe_snapshots::{self as table, DescribedSnapshot, Own, Scope};
 use crate::db::snapshot_permissions::EVERYBODY;
 use crate::db::statement::{Condition, Subject};
@@ -51,10 +52,7 @@ pub async fn describe(api: &Api, call: &Call, mut params: Params) -> ApiResult<S
     let mut conn = api.pool.get().await?;
     let mut xml = call.answer();
     if !ids.is_empty() {
-        let rows = if scope.is_empty() { vec![] } else { table::by_ids(&mut conn, &scope, &ids, &conditions).await? };
-        if rows.len() < ids.len() {
-            tags::refuse(&ids, &table::visible(&mut conn, account, &ids).await?, faults::no_snapshots)?;
-        }
+        let rows = named(&mut conn, account, &scope, &ids, &conditions).await?;
         xml.set("snapshotSet", &rows, item);
         return Ok(xml.finish());
     }
@@ -73,6 +71,29 @@ pub async fn describe(api: &Api, call: &Call, mut params: Params) -> ApiResult<S
     };
     xml.close("snapshotSet").optional("nextToken", token.as_deref());
     Ok(xml.finish())
+}
+
+/// Those of the snapshots named that are asked for; refuses names of what the caller may not see.
+async fn named(
+    conn: &mut Conn,
+    account: &str,
+    scope: &Scope<'_>,
+    ids: &[SnapshotId],
+    conditions: &[Condition],
+) -> ApiResult<Vec<DescribedSnapshot>> {
+    let rows = if scope.is_empty() { vec![] } else { table::by_ids(conn, scope, ids, conditions).await? };
+    if rows.len() == ids.len() {
+        return Ok(rows);
+    }
+    // Asked at one instant: of one that is shared between two questions the answer would be that it is there, and nothing of it.
+    let mut instant = conn.build_transaction().repeatable_read().read_only();
+    let asked = instant.run(async |conn| {
+        let rows = if scope.is_empty() { vec![] } else { table::by_ids(conn, scope, ids, conditions).await? };
+        Ok::<_, ApiError>((rows, table::visible(conn, account, ids).await?))
+    });
+    let (rows, visible) = asked.await?;
+    tags::refuse(ids, &visible, faults::no_snapshots)?;
+    Ok(rows)
 }
 
 /// What `Owner.N` and `RestorableBy.N` select of what the caller may see. Of the owners that Amazon has names for none has

@@ -41,7 +41,9 @@ pub async fn start(conn: &mut Conn, attachment: Uuid, volume: &VolumeId, force: 
     if begun && live.is_none() {
         let params = serde_json::json!({ "attachment": attachment });
         workflows::enqueue(conn, KIND, key, volume, &params).await?;
-    } else if forced {
+    } else if forced && live.is_some() {
+        // One that another call has begun meanwhile is left as it is: it is due anyway, and to lock it after the attachment is
+        // to wait for an end of it that waits for us.
         workflows::poke(conn, key).await?;
     }
     Ok(begun || forced)

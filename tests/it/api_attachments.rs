@@ -9,7 +9,7 @@ use vbs::delegate::sim::{Fault, FaultKind};
 use vbs::ids::InstanceId;
 
 use diesel::prelude::*;
-use diesel_async::RunQueryDsl;
+use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
 
 use crate::support::cloud::Cloud;
 
@@ -67,6 +67,40 @@ async fn a_volume_that_is_deleted_while_its_detach_ends_is_in_use_until_it_is_de
         let refusals = refusals.unwrap();
         assert!(refusals.iter().all(|code| code == "VolumeInUse"), "{refusals:?}");
     }
+    cloud.settle().await;
+}
+
+/// The second call comes when the first has written nothing, and goes on while a worker already ends what the first began.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_detach_by_force_beside_another_detach_never_waits_for_a_worker_that_waits_for_it() {
+    let cloud = Cloud::start().await;
+    let volume = cloud.volume().await;
+    cloud.attach(&volume, &cloud.instances().await[0], "/dev/sdf").await;
+    let mut first = cloud.pool.get().await.unwrap();
+    let mut worker = cloud.pool.get().await.unwrap();
+    first.batch_execute("BEGIN; SELECT 1 FROM attachments FOR UPDATE").await.unwrap();
+    let forced = tokio::spawn({
+        let (client, volume) = (cloud.client.clone(), volume.clone());
+        async move { client.call("DetachVolume", &[("VolumeId", &volume), ("Force", "true")]).await }
+    });
+    let is_waiting = async || {
+        let of_us = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        diesel::sql_query(of_us).execute(&mut cloud.pool.get().await.unwrap()).await.unwrap() > 0
+    };
+    cloud.until("waiting", is_waiting).await;
+    // No gateway's worker is to have it yet.
+    let enqueue = "INSERT INTO workflows (kind, lock_key, volume_id, lane, params, not_before) \
+        SELECT 'detach_volume', id::text, volume_id, lane_of(id::text, volume_id), jsonb_build_object('attachment', id), \
+        now() + interval '1 hour' FROM attachments";
+    worker.batch_execute(enqueue).await.unwrap();
+    worker.batch_execute("BEGIN; SELECT 1 FROM workflows WHERE finished_at IS NULL FOR UPDATE").await.unwrap();
+    first.batch_execute("UPDATE attachments SET state = 'detaching'; COMMIT").await.unwrap();
+    cloud.until("done or waiting", async || forced.is_finished() || is_waiting().await).await;
+    worker.batch_execute("UPDATE attachments SET reason = 'ended'; COMMIT").await.unwrap();
+    let answer = forced.await.unwrap();
+    assert_eq!((answer.status, answer.text("status")), (200, "detaching".into()), "{}", answer.body);
+    worker.batch_execute("UPDATE workflows SET not_before = now() WHERE finished_at IS NULL").await.unwrap();
+    cloud.volume_becomes(&volume, "available").await;
     cloud.settle().await;
 }
 

@@ -112,6 +112,27 @@ async fn a_copy_is_asked_for_once_a_token_and_of_ones_own_volumes_only() {
     clear(&cloud, &source, &[&first, &second]).await;
 }
 
+/// As a client does whose connection breaks, or whose gateway dies.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_is_asked_for_again_is_not_answered_before_it_is_cut() {
+    let cloud = Cloud::start().await;
+    let source = attached(&cloud).await;
+    let written = write(&cloud.sim, &source);
+    cloud.sim.push_fault(Fault::once("ensure_snapshot", FaultKind::Hang(Duration::from_secs(1))));
+    let token = [("ClientToken", "t-1")];
+    let first = tokio::spawn({
+        let (client, source) = (cloud.client.clone(), source.clone());
+        async move { copy(&client, &source, &token).await }
+    });
+    cloud.until("begun", async || cloud.sim.faults_left() == 0).await;
+    let second = copy(&cloud.client, &source, &token).await;
+    write(&cloud.sim, &source).expect("the guest goes on");
+    assert_eq!(first.await.unwrap(), second);
+    cloud.volume_becomes(&second, "available").await;
+    assert_eq!(content(&cloud.sim, &second), written);
+    clear(&cloud, &source, &[&second]).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_verb_of_a_copy_may_fail_once_in_every_way_and_one_that_cannot_be_made_leaves_nothing() {
     let cloud = Cloud::start_with(IMPATIENT).await;

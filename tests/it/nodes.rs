@@ -122,14 +122,18 @@ async fn a_drain_is_known_to_a_gateway_that_starts_before_it_answers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_node_reports_is_as_old_as_the_question() {
-    let cloud = Cloud::start_with("workers = { concurrency = 0, sweep_s = 3600 }").await;
+    let cloud = Cloud::start_with(&format!("workers = {{ sweep_s = 3600 }}{SMALL_NODES}")).await;
+    drain(&cloud, "storage-a", true).await;
+    // The node has something new to report, or its row would stay as it is.
+    let node = node_of(&cloud, &cloud.volume().await).await;
     let took = std::time::Duration::from_secs(1);
-    cloud.sim.push_fault(Fault::once("observe_storage", FaultKind::Hang(took)));
+    cloud.sim.push_fault(Fault::always("observe_storage", FaultKind::Hang(took)));
     cloud.sweep().await;
     // What was accepted meanwhile may be missing in it, and must not be taken for known.
     let facts = db::nodes::facts(&mut cloud.pool.get().await.unwrap()).await.unwrap();
-    let youngest = facts.iter().filter_map(|node| node.age_s).min_by(f64::total_cmp).unwrap();
-    assert!(youngest >= took.as_secs_f64(), "{facts:?}");
+    let reported = facts.into_iter().find(|facts| facts.name == node).unwrap();
+    assert_eq!((node.as_str(), reported.free_bytes), ("small-4", Some(3 << 30)));
+    assert!(reported.age_s.unwrap() >= took.as_secs_f64(), "{reported:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
