@@ -41,7 +41,7 @@ pub struct Point {
     pub backward: bool,
     pub step: usize,
     pub verb: String,
-    /// Which of the things that the step asks this of: its volumes, snapshots or disks, in the order of their first calls.
+    /// Which of the things that the step asks this of: its volumes, snapshots, disks or nodes, in the order of their first calls.
     pub nth: usize,
 }
 
@@ -300,7 +300,7 @@ impl Gate {
             Ok(request) => request,
             Err(answer) => return Answer::Http(answer),
         };
-        let point = self.point(&verb, &request.body).await;
+        let point = self.point(name, &verb, &request.body).await;
         if self.is_gone() {
             return Answer::Nothing;
         }
@@ -319,7 +319,7 @@ impl Gate {
     }
 
     /// Whose call it is. One that only looks names no generation: it is taken for the watched workflow's while that runs.
-    async fn point(&self, verb: &str, body: &[u8]) -> Option<(Point, BTreeSet<String>)> {
+    async fn point(&self, node: &str, verb: &str, body: &[u8]) -> Option<(Point, BTreeSet<String>)> {
         let (watched, after) = {
             let state = self.state();
             (state.watched, state.after)
@@ -335,14 +335,17 @@ impl Gate {
         };
         let row = rows.first()?;
         let backward = row.get::<_, String>(1) == "backward";
-        // The sweeper looks too, but not on the way back.
+        // The sweeper looks too, but not on the way back, nor while an audit is played.
         let kind: String = row.get(0);
-        if kind != watched || (verb == "observe" && !backward) {
+        if kind != watched || (verb == "observe" && !backward && kind != "audit") {
             return None;
         }
         let step = usize::try_from(row.get::<_, i32>(2)).unwrap();
         let mut thing = BTreeSet::new();
         name_thing(&body, &mut thing);
+        if thing.is_empty() {
+            thing.insert(node.to_owned());
+        }
         Some((Point { kind, backward, step, verb: verb.to_owned(), nth: 0 }, thing))
     }
 

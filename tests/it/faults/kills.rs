@@ -53,7 +53,7 @@ pub async fn play(
     matrix::check_late(stage, point, &late).await;
     let ended = stage.workflow_after(before, scene.kind()).await;
     matrix::judge(stage, scene, point, Fault::LeaseExpired, &ended).await;
-    if scene == Scene::RepairVolume {
+    if scene.leaves_the_rest() {
         stage.sweep().await;
         stage.settle().await;
     }

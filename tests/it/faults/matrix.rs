@@ -85,9 +85,13 @@ pub async fn play(stage: &Stage, scene: Scene, turn: Option<&Point>, point: &Poi
     assert!(twice.iter().all(|[first, second]| first == second), "a step once more was answered otherwise: {twice:?}");
     let ended = stage.workflow_after(before, scene.kind()).await;
     judge(stage, scene, point, fault, &ended).await;
+    if scene == Scene::Audit {
+        let told = |what: &str| ended.history.iter().any(|event| event.contains(what));
+        assert!(told("node-silent") || told("target-missing"), "an audit that found nothing: {ended:#?}");
+    }
     if fault == Fault::ClaimedNotDone {
         promises::hold(stage, scene, &point.verb).await;
-    } else if scene == Scene::RepairVolume {
+    } else if scene.leaves_the_rest() {
         // What it could not mend the sweeper sees again.
         stage.sweep().await;
         stage.settle().await;
@@ -121,8 +125,8 @@ async fn see_through(stage: &Stage, scene: Scene, before: i64, point: &Point, fa
         // Its caller may have gone on without it meanwhile.
         Fault::RunTwice => stage.until("run twice", async || !stage.gate.answered_twice().is_empty()).await,
         Fault::NodeGoneAndBackWithNoGeneration => {
-            // A repair is not insisted on.
-            let tries = if point.kind == "repair_volume" { 1 } else { 2 };
+            // A repair is not insisted on, nor a look.
+            let tries = if scene.leaves_the_rest() { 1 } else { 2 };
             stage.until("found gone", async || stage.gate.turned_away() >= tries).await;
             stage.gate.come_back();
         }
@@ -174,7 +178,7 @@ pub async fn agree_and_again(stage: &Stage, scene: Scene, props: &Props, ended: 
     scene.bytes_are_right(stage, props).await;
     let grown = "SELECT volume_id FROM volume_modifications WHERE state = 'completed'";
     let has_it = scene == Scene::ModifyVolume && !stage.texts(grown).await.is_empty();
-    if ended.outcome == "succeeded" || has_it || scene == Scene::RepairVolume {
+    if ended.outcome == "succeeded" || has_it || scene.leaves_the_rest() {
         return;
     }
     let before = stage.newest().await;

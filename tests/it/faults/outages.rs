@@ -51,7 +51,7 @@ pub async fn play(stage: &Stage, scene: Scene, turn: Option<&Point>, point: &Poi
     stage.gate.let_in().await;
     let ended = stage.workflow_after(before, scene.kind()).await;
     matrix::judge(stage, scene, point, Fault::LeaseExpired, &ended).await;
-    if scene == Scene::RepairVolume {
+    if scene.leaves_the_rest() {
         stage.sweep().await;
         stage.settle().await;
     }
