@@ -1,5 +1,7 @@
 //! Every call of every step, there and back, and everything that can happen to it while its worker lives.
 
+use std::time::Duration;
+
 use hyper::StatusCode;
 use vbs::ids::VolumeId;
 
@@ -8,6 +10,9 @@ use super::gate::{INJECTED, Point, Strike};
 use super::promises;
 use super::scenes::{Props, Scene};
 use super::stage::{Ended, Stage};
+
+/// How long another worker gets to show whether a node's locks hold it up.
+const HELD_UP: Duration = Duration::from_millis(100);
 
 /// What happens to a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,11 +28,12 @@ pub enum Fault {
     GarbageBody,
     ClaimedNotDone,
     LeaseExpired,
+    LeaseExpiredAtWork,
     NodeGoneAndBackWithNoGeneration,
 }
 
 /// Those whose cases wait for the longest come first, so that the last to be played are short.
-pub const FAULTS: [Fault; 12] = [
+pub const FAULTS: [Fault; 13] = [
     Fault::ClaimedNotDone,
     Fault::HangsOnTheWay,
     Fault::HangsAtWork,
@@ -39,6 +45,7 @@ pub const FAULTS: [Fault; 12] = [
     Fault::GarbageHttp,
     Fault::GarbageBody,
     Fault::LeaseExpired,
+    Fault::LeaseExpiredAtWork,
     Fault::NodeGoneAndBackWithNoGeneration,
 ];
 
@@ -51,6 +58,7 @@ impl Fault {
             Self::RunTwice => Strike::Twice,
             Self::HangsOnTheWay | Self::LeaseExpired => Strike::Held,
             Self::HangsAtWork => Strike::Slow,
+            Self::LeaseExpiredAtWork => Strike::AtWork,
             Self::GarbageWords => Strike::GarbageWords,
             Self::GarbageHttp => Strike::GarbageHttp,
             Self::GarbageBody => Strike::GarbageBody,
@@ -116,11 +124,15 @@ async fn see_through(stage: &Stage, scene: Scene, before: i64, point: &Point, fa
             stage.gate.disarm();
         }
         // Another worker claims it, and does it all, while the first one's call is still on its way.
-        Fault::LeaseExpired => {
-            let expired = "UPDATE workflows SET lease_until = now() - interval '1 s' \
-                           WHERE finished_at IS NULL AND lease_until IS NOT NULL";
-            stage.rows(expired).await;
-            stage.rows("NOTIFY vbs_workflows").await;
+        Fault::LeaseExpired => take_over(stage, scene, before).await,
+        // Another worker claims it, and comes as far as the node's locks let it while the node is at the first one's call.
+        Fault::LeaseExpiredAtWork => {
+            take_over(stage, scene, before).await;
+            let ended = async || !stage.workflow_after(before, scene.kind()).await.outcome.is_empty();
+            stage.until("followed", async || stage.gate.is_followed() || ended().await).await;
+            // If nothing holds it up, it comes to the end now, and the first one's call has its effect afterwards.
+            let _ = tokio::time::timeout(HELD_UP, stage.until("ended", ended)).await;
+            stage.gate.end_work();
         }
         // Its caller may have gone on without it meanwhile.
         Fault::RunTwice => stage.until("run twice", async || !stage.gate.answered_twice().is_empty()).await,
@@ -132,6 +144,24 @@ async fn see_through(stage: &Stage, scene: Scene, before: i64, point: &Point, fa
         }
         _ => {}
     }
+}
+
+/// Lets the lease of a scene's workflow run out, until another worker has it.
+async fn take_over(stage: &Stage, scene: Scene, before: i64) {
+    let Ended { id, .. } = stage.workflow_after(before, scene.kind()).await;
+    let lease = format!("SELECT lease_generation FROM workflows WHERE id = {id} AND finished_at IS NULL");
+    let generation = async || stage.rows(&lease).await.first().map(|row| row.get::<_, i64>(0));
+    let Some(first) = generation().await else { return };
+    let expire = format!(
+        "UPDATE workflows SET lease_until = now() - interval '1 s' \
+         WHERE id = {id} AND lease_generation = {first} AND lease_until IS NOT NULL"
+    );
+    let taken_over = async || {
+        stage.rows(&expire).await;
+        stage.rows("NOTIFY vbs_workflows").await;
+        generation().await != Some(first)
+    };
+    stage.until("taken over", taken_over).await;
 }
 
 /// A call that arrives when its worker was followed by another is refused, whatever it asks for.

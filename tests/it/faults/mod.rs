@@ -23,6 +23,7 @@ use crate::support::postgres;
 use crate::support::proxy::Proxy;
 
 mod agree;
+mod at_work;
 mod gate;
 mod kills;
 mod matrix;
@@ -30,6 +31,7 @@ mod outages;
 mod promises;
 mod rows;
 mod scenes;
+mod served;
 mod stage;
 mod table;
 mod verbs;
