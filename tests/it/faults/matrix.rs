@@ -82,9 +82,12 @@ pub async fn play(stage: &Stage, scene: Scene, turn: Option<&Point>, point: &Poi
         stage.gate.arm(turn, Strike::DoneButFailsForGood);
     }
     stage.gate.arm(point, fault.strike());
-    scene.call(stage, &props).await;
-    stage.until("struck", async || stage.gate.struck(point) > 0).await;
-    see_through(stage, scene, before, point, fault).await;
+    let seen_through = async {
+        stage.until("struck", async || stage.gate.struck(point) > 0).await;
+        see_through(stage, scene, before, point, fault).await;
+    };
+    // Some calls are answered only when their workflow has come far, so what is struck may be behind by then.
+    tokio::join!(scene.call(stage, &props), seen_through);
     stage.settle().await;
     stage.gate.disarm();
     let late = stage.gate.let_in().await;
@@ -106,6 +109,18 @@ pub async fn play(stage: &Stage, scene: Scene, turn: Option<&Point>, point: &Poi
     }
     agree_and_again(stage, scene, &props, &ended).await;
     stage.walk_to_the_end().await;
+}
+
+/// Makes the call of a scene, and hangs up once its workflow is struck: some calls are answered only when that has come far.
+pub async fn call_until_struck(stage: &Stage, scene: Scene, props: &Props, point: &Point) {
+    let called = async {
+        scene.call(stage, props).await;
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = called => {}
+        () = stage.until("struck", async || stage.gate.struck(point) > 0) => {}
+    }
 }
 
 /// Does what belongs to the fault while the workflow is under way.

@@ -31,8 +31,7 @@ pub async fn play(stage: &Stage, scene: Scene, turn: Option<&Point>, point: &Poi
         stage.gate.arm(turn, Strike::DoneButFailsForGood);
     }
     stage.gate.arm(point, Strike::Held);
-    scene.call(stage, &props).await;
-    stage.until("struck", async || stage.gate.struck(point) > 0).await;
+    matrix::call_until_struck(stage, scene, &props, point).await;
     match outage {
         Outage::PostgresGoneFor5S => {
             proxy.cut();
