@@ -126,12 +126,14 @@ impl<D: VmmDelegate> VmmDelegate for Watched<D> {
         let on = disk(spec);
         self.note("ensure_disk_grown", on, generation, self.inner.ensure_grown(generation, spec, size_bytes)).await
     }
-    /// A pause has no effect that lasts; it is not noted.
+    /// A pause is fenced under its snapshot: of one volume several may be under way.
     async fn ensure_paused(&self, generation: Generation, spec: &PauseSpec) -> Result<()> {
-        self.inner.ensure_paused(generation, spec).await
+        let on = (spec.snapshot.as_str(), Some(&*spec.disk.machine.name));
+        self.note("ensure_paused", on, generation, self.inner.ensure_paused(generation, spec)).await
     }
     async fn ensure_resumed(&self, generation: Generation, spec: &PauseSpec) -> Result<Pause> {
-        self.inner.ensure_resumed(generation, spec).await
+        let on = (spec.snapshot.as_str(), Some(&*spec.disk.machine.name));
+        self.note("ensure_resumed", on, generation, self.inner.ensure_resumed(generation, spec)).await
     }
     async fn observe(&self) -> Result<VmmObservation> {
         self.inner.observe().await

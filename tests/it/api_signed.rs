@@ -174,6 +174,44 @@ async fn an_unknown_key_is_refused_as_a_wrong_signature_is_whatever_is_wrong_bes
     assert!(answers[0][0].1.contains("AuthFailure"));
 }
 
+/// They are told of it: a gateway that only remembers for a while finds out when that while is over.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_gateway_is_told_of_a_key_and_of_an_account_that_is_disabled() {
+    const TRIES: usize = 5;
+    /// Half of what a gateway remembers a key for.
+    const AT_ONCE: Duration = Duration::from_millis(500);
+    let first = Cloud::start().await;
+    let second = Cloud::join(&first.context.database_url, &first.sim, "").await;
+    let here = first.another_account("999999999999").await;
+    let there = Client { address: second.client.address, ..here.clone() };
+    // Both remember the key from here on.
+    for gateway in [&here, &there] {
+        gateway.ok("DescribeRegions", &[]).await;
+    }
+    let mut conn = first.pool.get().await.unwrap();
+    for whole_account in [false, true] {
+        let mut took = Vec::new();
+        // Enabled at the end, so that the other is all that is disabled.
+        for enabled in [false, true].repeat(TRIES) {
+            if whole_account {
+                db::accounts::set_enabled(&mut conn, "999999999999", enabled).await.unwrap();
+            } else {
+                db::access_keys::set_enabled(&mut conn, &here.access_key_id, enabled).await.unwrap();
+            }
+            let since = Instant::now();
+            for gateway in [&here, &there] {
+                let status = if enabled { 200 } else { 401 };
+                first.until("told", async || gateway.call("DescribeRegions", &[]).await.status == status).await;
+            }
+            if !enabled {
+                took.push(since.elapsed());
+            }
+        }
+        // A machine that is busy elsewhere may be late now and then.
+        assert!(*took.iter().min().unwrap() < AT_ONCE, "refused after {took:?}, of a whole account: {whole_account}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_is_disabled_is_refused_by_every_gateway_within_a_second() {
     let first = Cloud::start().await;

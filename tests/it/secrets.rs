@@ -1,18 +1,24 @@
 //! No secret is anywhere but where it belongs: a whole run of processes that log everything they can is searched, log by log and
-//! row by row, for every secret it made.
+//! row by row and file by file, for every secret it made.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use chrono::{DateTime, Utc};
+use rustix::fs::{SeekFrom, seek};
 use tempfile::TempDir;
 use tokio_postgres::{NoTls, SimpleQueryMessage};
+use vbs::delegate::{reading, wire};
 use vbs::dev::guests::PROGRAM;
+use vbs::ids::SnapshotId;
 use vbs::seal::Sealer;
+use vbs::sigv4;
 
 use crate::support::client::{Answer, Client, send};
 use crate::support::postgres;
@@ -52,6 +58,27 @@ fn shown<'a>(text: &str, needles: &'a [Needle]) -> Vec<&'a str> {
     needles.iter().filter(hides).map(|needle| needle.what.as_str()).collect()
 }
 
+/// Every file below a directory.
+fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let (dirs, mut files): (Vec<_>, Vec<_>) = entries.partition(|path| path.is_dir());
+    files.extend(dirs.iter().flat_map(|dir| files_below(dir)));
+    files
+}
+
+/// What a file holds, as text, without the holes of a disk.
+fn text_of(path: &Path) -> String {
+    let (file, mut bytes) = (fs::File::open(path).unwrap(), Vec::new());
+    let mut end = 0;
+    while let Ok(start) = seek(&file, SeekFrom::Data(end)) {
+        end = seek(&file, SeekFrom::Hole(start)).unwrap();
+        let mut data = vec![0; usize::try_from(end - start).unwrap()];
+        file.read_exact_at(&mut data, start).unwrap();
+        bytes.extend(data);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 #[test]
 fn the_search_finds_a_secret_in_every_form() {
     let secret = "5e/cret+5ecret==5ecret";
@@ -70,6 +97,19 @@ fn the_search_finds_a_secret_in_every_form() {
         assert_eq!(shown(&format!("a {planted} b"), &needles), ["digits"], "{planted}");
     }
     assert!(shown("neither", &needles).is_empty());
+}
+
+#[test]
+fn the_search_finds_a_secret_in_the_middle_of_a_disk_in_a_directory_of_a_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().join("far/down/disk");
+    fs::create_dir_all(disk.parent().unwrap()).unwrap();
+    let file = fs::File::create(&disk).unwrap();
+    file.set_len(1 << 30).unwrap();
+    file.write_all_at(b"5ecret5ecret", 1 << 29).unwrap();
+    let found: Vec<PathBuf> = files_below(dir.path());
+    assert_eq!(found, [disk]);
+    assert_eq!(shown(&text_of(&found[0]), &[Needle::new("it", "5ecret5ecret")]), ["it"]);
 }
 
 /// A process whose log is kept, killed when the test ends.
@@ -132,6 +172,29 @@ impl Run {
         std::io::Write::write_all(&mut &log, &output.stderr).unwrap();
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Adds the signatures of the grants for reading a snapshot of a node that were made since: they differ in their second.
+    fn note_grants(&mut self, node: &str, address: SocketAddr, key: &str, snapshot: &str, since: DateTime<Utc>) {
+        let (path, authority) = (format!("{}{snapshot}", reading::PATH), address.to_string());
+        let request = sigv4::Outgoing {
+            method: "GET",
+            path: &path,
+            query: "",
+            host: &authority,
+            body: &[],
+            access_key_id: node,
+            secret: key,
+            region: node,
+            service: wire::SERVICE,
+        };
+        let signature = |query: &str| query.rsplit_once("X-Amz-Signature=").unwrap().1.to_owned();
+        let real = signature(&reading::query(node, key, &authority, &SnapshotId::parse(snapshot).unwrap()).0);
+        let seconds = since.timestamp()..=Utc::now().timestamp();
+        let at = |second| signature(&sigv4::presign(&request, 3600, DateTime::from_timestamp(second, 0).unwrap()));
+        let all: Vec<String> = seconds.map(at).collect();
+        assert!(all.contains(&real), "grants are made otherwise");
+        self.needles.extend(all.iter().map(|grant| Needle::new("the signature of a grant", grant)));
     }
 
     async fn select(&self, query: &str) -> Vec<String> {
@@ -201,15 +264,16 @@ async fn becomes(client: &Client, volume: &str, states: &[&str]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_log_no_row_and_no_file_of_a_whole_run_shows_a_secret() {
-    let (mut tgtd, shim) = (Tgtd::start(), Shim::new());
+    let (mut tgtd, far_tgtd, shim) = (Tgtd::start(), Tgtd::start(), Shim::new());
     let (dir, database) = (tempfile::tempdir().unwrap(), postgres::database().await);
     let mut run = Run { dir, database, needles: Vec::new(), request_ids: Vec::new() };
-    let [master, coming, storage_key, vmm_key, password] =
-        ["master.key", "coming.key", "storage.secret", "vmm.secret", "password"].map(|name| run.secret(name));
-    let pins = ["storage", "vmm"].map(|name| run.certificate(name));
+    let [master, coming, storage_key, far_key, vmm_key, password] =
+        ["master.key", "coming.key", "storage.secret", "far.secret", "vmm.secret", "password"]
+            .map(|name| run.secret(name));
+    let pins = ["storage", "far", "vmm"].map(|name| run.certificate(name));
     fs::write(run.path("database-url"), format!("{}&password={password}", run.database)).unwrap();
-    let addresses = [free_address(), free_address(), free_address()];
-    write_configurations(&run, addresses, &pins, &tgtd, &shim);
+    let addresses = [(); 4].map(|()| free_address());
+    write_configurations(&run, addresses, &pins, [&tgtd, &far_tgtd], &shim);
     let qmp = run.path("qmp");
     fs::create_dir(&qmp).unwrap();
     let mut qemu = Command::new(PROGRAM);
@@ -237,6 +301,7 @@ async fn no_log_no_row_and_no_file_of_a_whole_run_shows_a_secret() {
     run.needles.push(Needle::new("the access key's secret", &secret));
     let processes = [
         Process::start("volume-delegate", &run.path("storage.toml"), &run.path("storage.log")),
+        Process::start("volume-delegate", &run.path("far.toml"), &run.path("far.log")),
         Process::start("vmm-delegate", &run.path("vmm.toml"), &run.path("vmm.log")),
         Process::start("gateway", &run.path("vbs.toml"), &run.path("gateway.log")),
     ];
@@ -260,6 +325,12 @@ async fn no_log_no_row_and_no_file_of_a_whole_run_shows_a_secret() {
         client.ok("DescribeSnapshots", &[("SnapshotId.1", &snapshot)]).await.text("status") == "completed"
     })
     .await;
+    // A volume in another zone: its node reads the snapshot of the one that has it, by a grant.
+    let begun = Utc::now();
+    let elsewhere = [("AvailabilityZone", "us-east-1b"), ("SnapshotId", &*snapshot)];
+    let restored = call(&mut run, &client, "CreateVolume", &elsewhere).await.text("volumeId");
+    becomes(&client, &restored, &["available"]).await;
+    run.note_grants("storage", addresses[1], &storage_key, &snapshot, begun);
     // Requests that are refused are logged, too.
     let stranger = Client { secret: Sealer::generate_master_key(), ..client.clone() };
     run.needles.push(Needle::new("a secret that is another's", &stranger.secret));
@@ -296,14 +367,18 @@ async fn no_log_no_row_and_no_file_of_a_whole_run_shows_a_secret() {
         fs::write(run.path(&format!("printed-{}", args[0])), run.vbs(args, "rotated.toml")).unwrap();
     }
     look_everywhere(&run, &processes, &id).await;
-    drop((processes, qemu, storage_key, vmm_key));
+    drop((processes, qemu, far_key, vmm_key));
 }
 
-fn write_configurations(run: &Run, addresses: [SocketAddr; 3], pins: &[String; 2], tgtd: &Tgtd, shim: &Shim) {
-    let [gateway, storage, vmm] = addresses;
-    let (dir, tgt) = (run.dir.path().display(), tgtd.config());
-    let (socket_dir, portal, tgtadm) = (tgt.socket_dir.display(), tgt.portal, shim.program());
-    let tgtadm = tgtadm.display();
+fn write_configurations(
+    run: &Run,
+    addresses: [SocketAddr; 4],
+    pins: &[String; 3],
+    [tgtd, far_tgtd]: [&Tgtd; 2],
+    shim: &Shim,
+) {
+    let [gateway, storage, far, vmm] = addresses;
+    let dir = run.dir.path().display();
     let node = |name: &str, address: SocketAddr| {
         format!(
             "node = '{name}'\nkey = {{ file = '{dir}/{name}.secret' }}\niqn_prefix = 'iqn.2026-01.internal.vbs'\n\
@@ -311,29 +386,36 @@ fn write_configurations(run: &Run, addresses: [SocketAddr; 3], pins: &[String; 2
              [delegate.local]\ndata_dir = '{dir}/{name}-data'\n"
         )
     };
-    let files = format!(
-        "[delegate.local.target.tgt]\nsocket_dir = '{socket_dir}'\ncontrol_port = 1\nportal = '{portal}'\ntgtadm = '{tgtadm}'\n"
-    );
+    let files = |tgtd: &Tgtd, tgtadm: &Path| {
+        let (tgt, tgtadm) = (tgtd.config(), tgtadm.display());
+        let (socket_dir, portal) = (tgt.socket_dir.display(), tgt.portal);
+        format!(
+            "[delegate.local.target.tgt]\nsocket_dir = '{socket_dir}'\ncontrol_port = 1\nportal = '{portal}'\ntgtadm = '{tgtadm}'\n"
+        )
+    };
     let qemu = format!(
         "[delegate.local.hypervisor.qemu]\nqmp_dir = '{dir}/qmp'\niqn_prefix = 'iqn.2026-01.net.example'\ndetach_wait_s = 1\n"
     );
     fs::create_dir(run.path("storage-data")).unwrap();
-    fs::write(run.path("storage.toml"), node("storage", storage) + &files).unwrap();
+    fs::create_dir(run.path("far-data")).unwrap();
+    fs::write(run.path("storage.toml"), node("storage", storage) + &files(tgtd, &shim.program())).unwrap();
+    fs::write(run.path("far.toml"), node("far", far) + &files(far_tgtd, &far_tgtd.config().tgtadm)).unwrap();
     fs::write(run.path("vmm.toml"), node("vmm", vmm) + &qemu).unwrap();
-    let remote = |name: &str, address: SocketAddr, pin: &str| {
+    let remote = |name: &str, zone: char, address: SocketAddr, pin: &str| {
         format!(
-            "name = '{name}'\nzone = 'us-east-1a'\n\
+            "name = '{name}'\nzone = 'us-east-1{zone}'\n\
              delegate = {{ remote = {{ url = 'https://{address}', key = {{ file = '{dir}/{name}.secret' }}, pins = ['{pin}'] }} }}\n"
         )
     };
     let gateway = |keys: &str| {
         format!(
-            "region = 'us-east-1'\nzones = ['us-east-1a']\n{keys}\n\
+            "region = 'us-east-1'\nzones = ['us-east-1a', 'us-east-1b']\n{keys}\n\
              database = {{ url_file = '{dir}/database-url' }}\ngateway = {{ server = {{ listen = '{gateway}' }} }}\n\
              workers = {{ step_deadline_s = 4, sweep_s = 1, poll_s = 1 }}\n\
-             [[volume_node]]\n{}[[vmm_node]]\ndefault_owner = '123456789012'\n{}",
-            remote("storage", storage, &pins[0]),
-            remote("vmm", vmm, &pins[1]),
+             [[volume_node]]\n{}[[volume_node]]\n{}[[vmm_node]]\ndefault_owner = '123456789012'\n{}",
+            remote("storage", 'a', storage, &pins[0]),
+            remote("far", 'b', far, &pins[1]),
+            remote("vmm", 'a', vmm, &pins[2]),
         )
     };
     let file = |name: &str| format!("{{ file = '{dir}/{name}.key' }}");
@@ -347,17 +429,19 @@ async fn look_everywhere(run: &Run, processes: &[Process], key_id: &str) {
     let mut searched = 0;
     let mut check = |place: &str, text: &str| {
         assert_eq!(shown(text, &run.needles), Vec::<&str>::new(), "in {place}");
+        for mark in ["Signature=", "Signature%3D"] {
+            let signature = text.split(mark).skip(1).find(|rest| rest.starts_with(|c: char| c.is_ascii_hexdigit()));
+            assert_eq!(signature.and_then(|rest| rest.get(..32)), None, "a signature in {place}");
+        }
         searched += text.len();
     };
-    let logs = ["gateway.log", "storage.log", "vmm.log", "operator.log"].map(|name| {
+    let logs = ["gateway.log", "storage.log", "far.log", "vmm.log", "operator.log"].map(|name| {
         let log = String::from_utf8_lossy(&fs::read(run.path(name)).unwrap()).into_owned();
         assert!(log.contains("TRACE") && log.len() > 10_000, "{name} has nothing to search");
         (name, log)
     });
     for (name, log) in &logs {
         check(name, log);
-        let signature = log.split("Signature=").skip(1).find(|rest| rest.starts_with(|c: char| c.is_ascii_hexdigit()));
-        assert_eq!(signature.map(|rest| &rest[..32.min(rest.len())]), None, "a signature in {name}");
     }
     let (_, gateway_log) = &logs[0];
     for id in &run.request_ids {
@@ -368,6 +452,7 @@ async fn look_everywhere(run: &Run, processes: &[Process], key_id: &str) {
     assert!(run.request_ids.len() >= 8);
     let (_, storage_log) = &logs[1];
     assert!(storage_log.contains("--password <secret>"), "the command that has a secret is logged, without it");
+    assert!(storage_log.contains(&format!("{}snap-", reading::PATH)), "no node has read the snapshot of another");
 
     let rows = run.rows().await;
     for (table, row) in &rows {
@@ -377,12 +462,16 @@ async fn look_everywhere(run: &Run, processes: &[Process], key_id: &str) {
     assert!(some("access_keys", key_id) && some("attachments", "iqn.") && some("snapshots", "snap-"));
     assert!(some("workflow_events", "<secret>"), "what tgtadm repeated is in an event, without the secret");
 
-    for name in ["storage-data", "vmm-data"] {
-        for entry in fs::read_dir(run.path(name)).unwrap().map(Result::unwrap).filter(|entry| entry.path().is_file()) {
-            let kept = String::from_utf8_lossy(&fs::read(entry.path()).unwrap()).into_owned();
-            check(&format!("{}", entry.path().display()), &kept);
-        }
+    let kept: Vec<PathBuf> =
+        ["storage-data", "far-data", "vmm-data"].iter().flat_map(|dir| files_below(&run.path(dir))).collect();
+    for path in &kept {
+        check(&path.display().to_string(), &text_of(path));
     }
+    let names = |of: &str, part: &str| {
+        let dir = run.path(of);
+        kept.iter().any(|path| path.starts_with(&dir) && path.to_string_lossy().contains(part))
+    };
+    assert!(names("storage-data", "snap-") && names("far-data", "vol-"), "{kept:?}");
     for entry in fs::read_dir(run.dir.path()).unwrap().map(Result::unwrap) {
         if entry.file_name().to_string_lossy().starts_with("printed-") {
             let printed = fs::read_to_string(entry.path()).unwrap();

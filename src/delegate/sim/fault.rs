@@ -1,6 +1,9 @@
 //! The faults that are injected into simulated nodes.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::sync::Notify;
 
 use crate::delegate::ErrorKind;
 
@@ -26,6 +29,8 @@ pub enum FaultKind {
     EffectThenLost,
     /// Nothing happens for this long; then the call does its work, though its caller may have given up.
     Hang(Duration),
+    /// The same, until it is told to go on.
+    HangUntil(Arc<Notify>),
     /// All was done, then nothing is heard for this long.
     EffectThenHang(Duration),
     /// Nothing was done, and what is heard is noise.

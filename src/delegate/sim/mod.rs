@@ -369,6 +369,10 @@ impl SimCloud {
                 tokio::time::sleep(time).await;
                 effect(&mut self.state())
             }
+            Some(FaultKind::HangUntil(told)) => {
+                told.notified().await;
+                effect(&mut self.state())
+            }
             Some(FaultKind::EffectThenHang(time)) => {
                 let _ = effect(&mut self.state());
                 tokio::time::sleep(time).await;

@@ -4,7 +4,7 @@
 //! CreateSnapshot and CopyVolumes promise that what is written after its answer is not in it, when they answer within ten seconds; one that
 //! takes longer may be of any instant until it is completed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use vbs::state::SnapshotState;
 
@@ -15,9 +15,13 @@ use crate::record::{Action, Event, NEVER, Outcome, Time, What};
 /// the ten count from when the call arrived.
 const MAY_BE_LATE: Time = 9_500_000;
 
-/// The write that is read: without any other more would be possible, not less.
+/// The write that is read, since without any other more would be possible, not less; and a copy that was asked for before.
 pub fn explains(event: &Event, of: &Violation) -> bool {
-    matches!(&event.what, What::Wrote { token, .. } if of.about.contains(&written(*token)))
+    match &event.what {
+        What::Wrote { token, .. } => of.about.contains(&written(*token)),
+        What::Called(Action::CopyVolume { .. }, _) => of.concerns(event),
+        _ => false,
+    }
 }
 
 /// How a violation names a write.
@@ -32,18 +36,14 @@ pub fn check(events: &[Event]) -> Vec<Violation> {
         _ => None,
     });
     held.filter_map(|(event, of, token)| {
-        if let Some(source) = story.copied.get(of) {
-            return story.refuse_copy(of, source, token);
-        }
-        if let Some(taken) = story.taken.get(of) {
-            let until = story.taken_by(of, taken);
-            return story.refuse((taken.volume, of), token, taken.event.begun, until);
-        }
-        let first = story.cloned.get(of).filter(|_| !story.wrote(of, token));
-        let refused = first.and_then(|cloned| {
-            story.refuse((cloned.volume, of), token, cloned.event.begun, story.taken_by(of, cloned))
-        });
-        refused.or_else(|| story.refuse((of, of), token, event.begun, event.ended))
+        let about = story.lineage(of);
+        let Some(token) = token else {
+            return Some(Violation::new(&about, format!("{of} is of no one instant")));
+        };
+        let possible = story.possible(of, event.begun, event.ended).filter(|possible| !possible.contains(&token))?;
+        let read = written(token);
+        let about = [&about[..], &[&read]].concat();
+        Some(Violation::new(&about, format!("{of} holds {token}, and may hold one of {possible:?}")))
     })
     .collect()
 }
@@ -55,25 +55,33 @@ struct Story<'a> {
     writes: BTreeMap<&'a str, Vec<(u64, &'a Event)>>,
     /// What each volume was made of.
     made: BTreeMap<&'a str, Option<&'a str>>,
+    /// What each snapshot was taken of.
     taken: BTreeMap<&'a str, Taken<'a>>,
     /// What each volume is a copy of.
     cloned: BTreeMap<&'a str, Taken<'a>>,
     /// What each snapshot is a copy of.
     copied: BTreeMap<&'a str, &'a str>,
     completed: BTreeMap<&'a str, Time>,
-    /// What snapshots hold.
+    /// What snapshots were seen to hold.
     held: BTreeMap<&'a str, u64>,
 }
 
 struct Taken<'a> {
     volume: &'a str,
-    event: &'a Event,
+    /// When it was asked for first.
+    begun: Time,
+    answer: &'a Event,
 }
 
 impl<'a> Story<'a> {
     fn of(events: &'a [Event]) -> Self {
         let mut story = Self::default();
+        let mut asked: BTreeMap<&str, Time> = BTreeMap::new();
         for event in events {
+            // One that was asked for again may have been taken since the first time.
+            if let What::Called(Action::CopyVolume { token, .. }, _) = &event.what {
+                asked.entry(token).or_insert(event.begun);
+            }
             match &event.what {
                 What::Wrote { volume, token } => story.writes.entry(volume).or_default().push((*token, event)),
                 What::Held { of, token: Some(token) } => drop(story.held.insert(of, *token)),
@@ -81,10 +89,11 @@ impl<'a> Story<'a> {
                     story.made.insert(volume, snapshot.as_deref());
                 }
                 What::Called(Action::CreateSnapshot { volume }, Outcome::Snapshot(snapshot)) => {
-                    story.taken.insert(snapshot, Taken { volume, event });
+                    story.taken.insert(snapshot, Taken { volume, begun: event.begun, answer: event });
                 }
-                What::Called(Action::CopyVolume { source, .. }, Outcome::Volume(volume, _)) => {
-                    story.cloned.entry(volume).or_insert(Taken { volume: source, event });
+                What::Called(Action::CopyVolume { token, source }, Outcome::Volume(volume, _)) => {
+                    let begun = asked.get(&**token).copied().unwrap_or(event.begun);
+                    story.cloned.entry(volume).or_insert(Taken { volume: source, begun, answer: event });
                 }
                 What::Called(Action::CopySnapshot { source }, Outcome::Snapshot(snapshot)) => {
                     story.copied.insert(snapshot, source);
@@ -103,66 +112,57 @@ impl<'a> Story<'a> {
         story
     }
 
-    /// Whether it was written to the volume itself.
-    fn wrote(&self, volume: &str, token: Option<u64>) -> bool {
-        let writes = self.writes.get(volume).map_or(&[][..], Vec::as_slice);
-        writes.iter().any(|(written, _)| Some(*written) == token)
+    /// What a volume may hold at some time between the two, or a snapshot at any; `None`: nobody knows.
+    fn possible(&self, of: &str, from: Time, until: Time) -> Option<BTreeSet<u64>> {
+        if let Some(source) = self.copied.get(of) {
+            return self.kept(source);
+        }
+        if let Some(taken) = self.taken.get(of) {
+            return self.taken_of(of, taken);
+        }
+        let writes = self.writes.get(of).map_or(&[][..], Vec::as_slice);
+        // Each is there until the next one has ended.
+        let ends = writes.iter().skip(1).map(|(_, next)| next.ended).chain([NEVER]);
+        let there = writes.iter().zip(ends).filter(|((_, event), ended)| event.begun <= until && *ended >= from);
+        let mut possible: BTreeSet<u64> = there.map(|((token, _), _)| *token).collect();
+        if writes.first().is_none_or(|(_, first)| first.ended >= from) {
+            possible.extend(self.first(of)?);
+        }
+        Some(possible)
     }
 
-    /// Why a copy cannot hold this: it is not what its source was seen to hold, or what that may hold.
-    fn refuse_copy(&self, of: &str, source: &str, token: Option<u64>) -> Option<Violation> {
-        let about =
-            |violation: Violation| Violation { about: [vec![of.to_owned()], violation.about].concat(), ..violation };
-        match (self.held.get(source), self.taken.get(source), self.copied.get(source)) {
-            (Some(held), _, _) if token == Some(*held) => None,
-            (Some(held), _, _) => {
-                let why = format!("{of} holds {token:?}, but {source}, which it is a copy of, {held}");
-                Some(Violation::new(&[of, source], why))
-            }
-            (None, Some(cut), _) => {
-                let until = self.taken_by(source, cut);
-                self.refuse((cut.volume, source), token, cut.event.begun, until).map(about)
-            }
-            (None, None, Some(further)) => self.refuse_copy(source, further, token).map(about),
-            (None, None, None) => None,
+    /// What a volume may have held before it was written to. Of one nobody knows the making of, its call being lost, only the
+    /// writes are known.
+    fn first(&self, volume: &str) -> Option<BTreeSet<u64>> {
+        match (self.made.get(volume), self.cloned.get(volume)) {
+            (Some(None), _) => Some([0].into()),
+            (Some(Some(snapshot)), _) => self.kept(snapshot),
+            (None, Some(cloned)) => self.taken_of(volume, cloned),
+            (None, None) => None,
         }
     }
 
-    /// Until when it was taken.
-    fn taken_by(&self, snapshot: &str, taken: &Taken<'_>) -> Time {
-        if taken.event.ended - taken.event.begun < MAY_BE_LATE {
-            return taken.event.ended;
-        }
-        self.completed.get(snapshot).copied().unwrap_or(NEVER)
+    /// What a snapshot was seen to hold, or else may hold.
+    fn kept(&self, snapshot: &str) -> Option<BTreeSet<u64>> {
+        let seen = self.held.get(snapshot).map(|held| [*held].into());
+        let unknown = || !self.copied.contains_key(snapshot) && !self.taken.contains_key(snapshot);
+        seen.or_else(|| if unknown() { None } else { self.possible(snapshot, 0, NEVER) })
     }
 
-    /// Why a volume cannot have held this at any time between the two.
-    fn refuse(&self, (volume, of): (&str, &str), token: Option<u64>, from: Time, until: Time) -> Option<Violation> {
-        let Some(token) = token else {
-            let why = format!("{of} is of no one instant of {volume}");
-            return Some(Violation::new(&[of, volume], why));
+    /// What may have been taken of a volume.
+    fn taken_of(&self, snapshot: &str, Taken { volume, begun, answer }: &Taken<'_>) -> Option<BTreeSet<u64>> {
+        let in_time = answer.ended - answer.begun < MAY_BE_LATE;
+        let late = || self.completed.get(snapshot).copied().unwrap_or(NEVER);
+        self.possible(volume, *begun, if in_time { answer.ended } else { late() })
+    }
+
+    /// A volume or a snapshot, what it was made of, and so on.
+    fn lineage<'b>(&'b self, of: &'b str) -> Vec<&'b str> {
+        let parent = |of: &str| {
+            let taken = self.taken.get(of).or_else(|| self.cloned.get(of)).map(|taken| taken.volume);
+            self.copied.get(of).copied().or(taken).or(self.made.get(of).copied().flatten())
         };
-        // Of a volume nobody knows the making of, its call being lost, only the writes are known.
-        let first = match self.made.get(volume) {
-            Some(None) => Some(0),
-            Some(Some(snapshot)) => self.held.get(snapshot).copied(),
-            None => None,
-        };
-        let writes = self.writes.get(volume).map_or(&[][..], Vec::as_slice);
-        let ends = writes.iter().map(|(_, event)| event.ended).chain([NEVER]);
-        let begins = [0].into_iter().chain(writes.iter().map(|(_, event)| event.begun));
-        let tokens = [first].into_iter().chain(writes.iter().map(|(token, _)| Some(*token)));
-        let mut possible = tokens.zip(begins.zip(ends)).filter(|(_, (begun, ended))| *begun <= until && *ended >= from);
-        if possible.clone().any(|(held, _)| held.is_none_or(|held| held == token)) {
-            return None;
-        }
-        let read = written(token);
-        let mut about = vec![of, volume];
-        about.dedup();
-        about.extend(self.made.get(volume).copied().flatten());
-        about.push(&read);
-        let possible: Vec<u64> = possible.by_ref().filter_map(|(held, _)| held).collect();
-        Some(Violation::new(&about, format!("{of} holds {token}, but {volume} held one of {possible:?} then")))
+        std::iter::successors(Some(of), |of| parent(of)).collect()
     }
 }
 
@@ -170,7 +170,7 @@ impl<'a> Story<'a> {
 mod tests {
     use vbs::state::VolumeState;
 
-    use super::super::histories::{called, event, made, made_of, seen_snapshot};
+    use super::super::histories::{called, event, lost, made, made_of, seen_snapshot};
     use super::*;
 
     fn wrote(begun: Time, token: u64) -> Event {
@@ -223,6 +223,23 @@ mod tests {
     }
 
     #[test]
+    fn what_was_made_of_a_snapshot_that_nobody_looked_at_holds_what_that_may_hold() {
+        let copy = called(40, 41, Action::CopySnapshot { source: "snap-1".into() }, Outcome::Snapshot("snap-2".into()));
+        let again =
+            called(70, 71, Action::CreateSnapshot { volume: "vol-2".into() }, Outcome::Snapshot("snap-3".into()));
+        for of in ["snap-1", "snap-2"] {
+            let restored = made_of(60, 61, "u", "vol-2", Some(of));
+            let history = [taken(12, 25), copy.clone(), restored, again.clone()];
+            for look in ["vol-2", "snap-3"] {
+                let found = |token| check(&with(&[&history[..], &[held(90, look, Some(token))]].concat())).len();
+                assert_eq!([0, 1, 2, 3].map(found), [1, 0, 0, 1], "{look} of {of}");
+            }
+        }
+        let unknown = [made_of(60, 61, "u", "vol-2", Some("snap-9")), held(90, "vol-2", Some(3))];
+        assert_eq!(check(&with(&unknown)), [], "nobody knows what it was taken of");
+    }
+
+    #[test]
     fn a_copy_holds_what_its_source_does_and_so_does_the_copy_of_a_copy() {
         let copied = |source: &str, copy: &str| {
             called(20, 21, Action::CopySnapshot { source: source.into() }, Outcome::Snapshot(copy.into()))
@@ -250,6 +267,9 @@ mod tests {
             |begun, token| check(&with(&[copied.clone(), own.clone(), held(begun, "vol-2", Some(token))])).len();
         assert_eq!([0, 1, 2, 3].map(|token| found(90, token)), [1, 0, 0, 1]);
         assert_eq!([1, 9].map(|token| found(110, token)), [1, 0], "it was written to since");
+        let action = Action::CopyVolume { token: "u".into(), source: "vol-1".into() };
+        let history = [lost(5, action), copied, held(90, "vol-2", Some(0))];
+        assert_eq!(check(&with(&history)), [], "it may have been copied when it was asked for first");
     }
 
     #[test]

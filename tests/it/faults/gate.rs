@@ -16,15 +16,15 @@ use hyper::header::{HOST, HeaderValue};
 use hyper::{HeaderMap, StatusCode};
 use serde_json::Value;
 use tokio::sync::watch;
-use vbs::config::{self, SecretSource};
-use vbs::delegate::guard::Guarded;
-use vbs::delegate::server::{StorageService, VmmService};
+use vbs::config::SecretSource;
 use vbs::delegate::sim::{Fault as SimFault, FaultKind, SimCloud};
-use vbs::delegate::{DelegateError, ErrorKind, VmmDelegate, VolumeDelegate, replay, wire};
-use vbs::server::{Handler, Request, Response};
+use vbs::delegate::{DelegateError, ErrorKind, replay, wire};
+use vbs::server::{Request, Response};
 use vbs::sigv4;
 
+use super::at_work::{Asked, AtWork};
 use super::rows::Rows;
+use super::served::{Service, Up};
 use super::verbs::{lie, name_thing, sim_verb};
 use super::wire::{Answer, serve};
 
@@ -41,7 +41,7 @@ pub struct Point {
     pub backward: bool,
     pub step: usize,
     pub verb: String,
-    /// Which of the things that the step asks this of: its volumes, snapshots or disks, in the order of their first calls.
+    /// Which of the things that the step asks this of: its volumes, snapshots, disks or nodes, in the order of their first calls.
     pub nth: usize,
 }
 
@@ -64,6 +64,8 @@ pub enum Strike {
     DoneThenHeld,
     /// The node is at it for longer than its caller waits.
     Slow,
+    /// The node is at it until [`Gate::end_work`].
+    AtWork,
     /// The node's tool says something that nobody understands.
     GarbageWords,
     /// The answer is not HTTP.
@@ -98,6 +100,7 @@ struct State {
     late: Vec<StatusCode>,
     twice: Vec<[StatusCode; 2]>,
     waiting: u32,
+    at_work: Option<AtWork>,
 }
 
 /// The one at the gate of all nodes.
@@ -114,63 +117,6 @@ pub struct Gate {
 struct Node {
     url: String,
     up: Mutex<Up>,
-}
-
-/// What serves a node, from its start to its end.
-#[derive(Clone)]
-struct Up {
-    service: Service,
-    /// The name of this life, once somebody was told it.
-    life: Arc<Mutex<Option<String>>>,
-}
-
-impl Up {
-    fn new(sim: &SimCloud, name: &str, key: &SecretSource) -> Self {
-        Self { service: Service::new(sim, name, key), life: Arc::default() }
-    }
-
-    /// Answers a call for another life; gives back one for this.
-    async fn turn_away(&self, request: Request) -> Result<Request, Response> {
-        let named = wire::life_of(request.query());
-        if named.is_some() && named == self.life.lock().unwrap().as_deref() {
-            return Ok(request);
-        }
-        let answer = self.service.handle(request).await;
-        if answer.status == StatusCode::MISDIRECTED_REQUEST {
-            let told: wire::AnotherLife = serde_json::from_slice(&answer.body).unwrap();
-            *self.life.lock().unwrap() = Some(told.life);
-        }
-        Err(answer)
-    }
-}
-
-#[derive(Clone)]
-enum Service {
-    Storage(Arc<StorageService>),
-    Vmm(Arc<VmmService>),
-}
-
-impl Service {
-    fn new(sim: &SimCloud, name: &str, key: &SecretSource) -> Self {
-        let machines: &[&str] = if name == "vmm-a" { &["vm-1", "vm-2"] } else { &["vm-3"] };
-        let machines = machines.iter().map(ToString::to_string).collect();
-        if name.starts_with("storage") {
-            let node = Guarded::in_memory(Arc::new(sim.storage(name, &config::Sim::default())));
-            let node: Arc<dyn VolumeDelegate> = Arc::new(node);
-            Self::Storage(Arc::new(StorageService::new(name, key, node).unwrap()))
-        } else {
-            let node = Guarded::in_memory(Arc::new(sim.vmm(name, &config::Sim { machines, capacity_gib: None })));
-            let node: Arc<dyn VmmDelegate> = Arc::new(node);
-            Self::Vmm(Arc::new(VmmService::new(name, key, node).unwrap()))
-        }
-    }
-
-    async fn handle(&self, request: Request) -> Response {
-        match self {
-            Self::Storage(service) => service.handle(request).await,
-            Self::Vmm(service) => service.handle(request).await,
-        }
-    }
 }
 
 const NODES: [&str; 4] = ["storage-a", "storage-b", "vmm-a", "vmm-b"];
@@ -271,6 +217,16 @@ impl Gate {
         self.state().gone = false;
     }
 
+    /// Whether another worker waits for what a node is at.
+    pub fn is_followed(&self) -> bool {
+        self.state().at_work.as_ref().is_some_and(|work| work.is_followed)
+    }
+
+    /// Lets what a node is at have its effect.
+    pub fn end_work(&self) {
+        self.state().at_work.as_ref().expect("a node is at work").go_on.notify_one();
+    }
+
     /// Strikes nobody any more.
     pub fn disarm(&self) {
         self.state().armed.clear();
@@ -300,11 +256,11 @@ impl Gate {
             Ok(request) => request,
             Err(answer) => return Answer::Http(answer),
         };
-        let point = self.point(&verb, &request.body).await;
+        let point = self.point(name, &verb, &request.body).await;
         if self.is_gone() {
             return Answer::Nothing;
         }
-        let strike = point.and_then(|(point, thing)| self.state().strike(point, thing, &request.body));
+        let strike = point.and_then(|(point, asked)| self.state().strike(point, asked, &request.body));
         match strike {
             None => Answer::Http(service.handle(request).await),
             Some(strike) => self.strike(strike, name, &verb, service, request).await,
@@ -319,13 +275,14 @@ impl Gate {
     }
 
     /// Whose call it is. One that only looks names no generation: it is taken for the watched workflow's while that runs.
-    async fn point(&self, verb: &str, body: &[u8]) -> Option<(Point, BTreeSet<String>)> {
+    async fn point(&self, node: &'static str, verb: &str, body: &[u8]) -> Option<(Point, Asked)> {
         let (watched, after) = {
             let state = self.state();
             (state.watched, state.after)
         };
         let body: Value = serde_json::from_slice(body).unwrap_or_default();
-        let rows = if let Some(generation) = body["generation"].as_i64() {
+        let generation = body["generation"].as_i64();
+        let rows = if let Some(generation) = generation {
             let whose = "SELECT kind, direction, step FROM workflows WHERE lease_generation = $1 AND id > $2";
             self.rows.query(whose, &[&generation, &after]).await
         } else {
@@ -335,15 +292,18 @@ impl Gate {
         };
         let row = rows.first()?;
         let backward = row.get::<_, String>(1) == "backward";
-        // The sweeper looks too, but not on the way back.
+        // The sweeper looks too, but not on the way back, nor while an audit is played.
         let kind: String = row.get(0);
-        if kind != watched || (verb == "observe" && !backward) {
+        if kind != watched || (verb == "observe" && !backward && kind != "audit") {
             return None;
         }
         let step = usize::try_from(row.get::<_, i32>(2)).unwrap();
-        let mut thing = BTreeSet::new();
-        name_thing(&body, &mut thing);
-        Some((Point { kind, backward, step, verb: verb.to_owned(), nth: 0 }, thing))
+        let mut things = BTreeSet::new();
+        name_thing(&body, &mut things);
+        if things.is_empty() {
+            things.insert(node.to_owned());
+        }
+        Some((Point { kind, backward, step, verb: verb.to_owned(), nth: 0 }, Asked { node, things, generation }))
     }
 
     async fn strike(&self, strike: Strike, name: &str, verb: &str, service: Service, request: Request) -> Answer {
@@ -379,6 +339,13 @@ impl Gate {
             Strike::Slow => {
                 if let Some(verb) = sim_verb(name, verb) {
                     self.sim.push_fault(SimFault::once(verb, FaultKind::Hang(TOO_LONG)));
+                }
+                Answer::Http(done(request).await)
+            }
+            Strike::AtWork => {
+                let go_on = self.state().at_work.as_ref().map(|work| work.go_on.clone()).expect("it was just struck");
+                if let Some(verb) = sim_verb(name, verb) {
+                    self.sim.push_fault(SimFault::once(verb, FaultKind::HangUntil(go_on)));
                 }
                 Answer::Http(done(request).await)
             }
@@ -447,11 +414,12 @@ impl Gate {
 }
 
 impl State {
-    fn strike(&mut self, mut point: Point, thing: BTreeSet<String>, body: &Bytes) -> Option<Strike> {
+    fn strike(&mut self, mut point: Point, asked: Asked, body: &Bytes) -> Option<Strike> {
+        self.at_work.iter_mut().for_each(|work| work.see(&asked));
         let things = self.things.entry(point.clone()).or_default();
-        point.nth = things.iter().position(|known| *known == thing).unwrap_or(things.len());
+        point.nth = things.iter().position(|known| *known == asked.things).unwrap_or(things.len());
         if point.nth == things.len() {
-            things.push(thing);
+            things.push(asked.things.clone());
         }
         if !self.seen.contains(&point) {
             self.seen.push(point.clone());
@@ -463,6 +431,9 @@ impl State {
         if always || armed.struck == 0 || (breaks && same && armed.struck < 2) {
             armed.first.get_or_insert_with(|| body.clone());
             armed.struck += 1;
+            if armed.strike == Strike::AtWork {
+                self.at_work = Some(AtWork::new(asked));
+            }
             return Some(armed.strike);
         }
         None

@@ -43,8 +43,7 @@ pub async fn play(
     let strike = if kill == Kill::KilledBeforeTheEffect { Strike::Held } else { Strike::DoneThenHeld };
     stage.gate.arm(point, strike);
     let victim = Gateway::start(stage, scene).await;
-    scene.call(stage, &props).await;
-    stage.until("struck", async || stage.gate.struck(point) > 0).await;
+    matrix::call_until_struck(stage, scene, &props, point).await;
     drop(victim);
     let successor = stage.gateway(SHORT_LEASE).await;
     stage.settle().await;
@@ -53,7 +52,7 @@ pub async fn play(
     matrix::check_late(stage, point, &late).await;
     let ended = stage.workflow_after(before, scene.kind()).await;
     matrix::judge(stage, scene, point, Fault::LeaseExpired, &ended).await;
-    if scene == Scene::RepairVolume {
+    if scene.leaves_the_rest() {
         stage.sweep().await;
         stage.settle().await;
     }

@@ -1,5 +1,7 @@
 //! Every call of every step, there and back, and everything that can happen to it while its worker lives.
 
+use std::time::Duration;
+
 use hyper::StatusCode;
 use vbs::ids::VolumeId;
 
@@ -8,6 +10,9 @@ use super::gate::{INJECTED, Point, Strike};
 use super::promises;
 use super::scenes::{Props, Scene};
 use super::stage::{Ended, Stage};
+
+/// How long another worker gets to show whether a node's locks hold it up.
+const HELD_UP: Duration = Duration::from_millis(100);
 
 /// What happens to a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,11 +28,12 @@ pub enum Fault {
     GarbageBody,
     ClaimedNotDone,
     LeaseExpired,
+    LeaseExpiredAtWork,
     NodeGoneAndBackWithNoGeneration,
 }
 
 /// Those whose cases wait for the longest come first, so that the last to be played are short.
-pub const FAULTS: [Fault; 12] = [
+pub const FAULTS: [Fault; 13] = [
     Fault::ClaimedNotDone,
     Fault::HangsOnTheWay,
     Fault::HangsAtWork,
@@ -39,6 +45,7 @@ pub const FAULTS: [Fault; 12] = [
     Fault::GarbageHttp,
     Fault::GarbageBody,
     Fault::LeaseExpired,
+    Fault::LeaseExpiredAtWork,
     Fault::NodeGoneAndBackWithNoGeneration,
 ];
 
@@ -51,6 +58,7 @@ impl Fault {
             Self::RunTwice => Strike::Twice,
             Self::HangsOnTheWay | Self::LeaseExpired => Strike::Held,
             Self::HangsAtWork => Strike::Slow,
+            Self::LeaseExpiredAtWork => Strike::AtWork,
             Self::GarbageWords => Strike::GarbageWords,
             Self::GarbageHttp => Strike::GarbageHttp,
             Self::GarbageBody => Strike::GarbageBody,
@@ -74,9 +82,12 @@ pub async fn play(stage: &Stage, scene: Scene, turn: Option<&Point>, point: &Poi
         stage.gate.arm(turn, Strike::DoneButFailsForGood);
     }
     stage.gate.arm(point, fault.strike());
-    scene.call(stage, &props).await;
-    stage.until("struck", async || stage.gate.struck(point) > 0).await;
-    see_through(stage, scene, before, point, fault).await;
+    let seen_through = async {
+        stage.until("struck", async || stage.gate.struck(point) > 0).await;
+        see_through(stage, scene, before, point, fault).await;
+    };
+    // Some calls are answered only when their workflow has come far, so what is struck may be behind by then.
+    tokio::join!(scene.call(stage, &props), seen_through);
     stage.settle().await;
     stage.gate.disarm();
     let late = stage.gate.let_in().await;
@@ -85,15 +96,31 @@ pub async fn play(stage: &Stage, scene: Scene, turn: Option<&Point>, point: &Poi
     assert!(twice.iter().all(|[first, second]| first == second), "a step once more was answered otherwise: {twice:?}");
     let ended = stage.workflow_after(before, scene.kind()).await;
     judge(stage, scene, point, fault, &ended).await;
+    if scene == Scene::Audit {
+        let told = |what: &str| ended.history.iter().any(|event| event.contains(what));
+        assert!(told("node-silent") || told("target-missing"), "an audit that found nothing: {ended:#?}");
+    }
     if fault == Fault::ClaimedNotDone {
         promises::hold(stage, scene, &point.verb).await;
-    } else if scene == Scene::RepairVolume {
+    } else if scene.leaves_the_rest() {
         // What it could not mend the sweeper sees again.
         stage.sweep().await;
         stage.settle().await;
     }
     agree_and_again(stage, scene, &props, &ended).await;
     stage.walk_to_the_end().await;
+}
+
+/// Makes the call of a scene, and hangs up once its workflow is struck: some calls are answered only when that has come far.
+pub async fn call_until_struck(stage: &Stage, scene: Scene, props: &Props, point: &Point) {
+    let called = async {
+        scene.call(stage, props).await;
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = called => {}
+        () = stage.until("struck", async || stage.gate.struck(point) > 0) => {}
+    }
 }
 
 /// Does what belongs to the fault while the workflow is under way.
@@ -112,22 +139,44 @@ async fn see_through(stage: &Stage, scene: Scene, before: i64, point: &Point, fa
             stage.gate.disarm();
         }
         // Another worker claims it, and does it all, while the first one's call is still on its way.
-        Fault::LeaseExpired => {
-            let expired = "UPDATE workflows SET lease_until = now() - interval '1 s' \
-                           WHERE finished_at IS NULL AND lease_until IS NOT NULL";
-            stage.rows(expired).await;
-            stage.rows("NOTIFY vbs_workflows").await;
+        Fault::LeaseExpired => take_over(stage, scene, before).await,
+        // Another worker claims it, and comes as far as the node's locks let it while the node is at the first one's call.
+        Fault::LeaseExpiredAtWork => {
+            take_over(stage, scene, before).await;
+            let ended = async || !stage.workflow_after(before, scene.kind()).await.outcome.is_empty();
+            stage.until("followed", async || stage.gate.is_followed() || ended().await).await;
+            // If nothing holds it up, it comes to the end now, and the first one's call has its effect afterwards.
+            let _ = tokio::time::timeout(HELD_UP, stage.until("ended", ended)).await;
+            stage.gate.end_work();
         }
         // Its caller may have gone on without it meanwhile.
         Fault::RunTwice => stage.until("run twice", async || !stage.gate.answered_twice().is_empty()).await,
         Fault::NodeGoneAndBackWithNoGeneration => {
-            // A repair is not insisted on.
-            let tries = if point.kind == "repair_volume" { 1 } else { 2 };
+            // A repair is not insisted on, nor a look.
+            let tries = if scene.leaves_the_rest() { 1 } else { 2 };
             stage.until("found gone", async || stage.gate.turned_away() >= tries).await;
             stage.gate.come_back();
         }
         _ => {}
     }
+}
+
+/// Lets the lease of a scene's workflow run out, until another worker has it.
+async fn take_over(stage: &Stage, scene: Scene, before: i64) {
+    let Ended { id, .. } = stage.workflow_after(before, scene.kind()).await;
+    let lease = format!("SELECT lease_generation FROM workflows WHERE id = {id} AND finished_at IS NULL");
+    let generation = async || stage.rows(&lease).await.first().map(|row| row.get::<_, i64>(0));
+    let Some(first) = generation().await else { return };
+    let expire = format!(
+        "UPDATE workflows SET lease_until = now() - interval '1 s' \
+         WHERE id = {id} AND lease_generation = {first} AND lease_until IS NOT NULL"
+    );
+    let taken_over = async || {
+        stage.rows(&expire).await;
+        stage.rows("NOTIFY vbs_workflows").await;
+        generation().await != Some(first)
+    };
+    stage.until("taken over", taken_over).await;
 }
 
 /// A call that arrives when its worker was followed by another is refused, whatever it asks for.
@@ -174,7 +223,7 @@ pub async fn agree_and_again(stage: &Stage, scene: Scene, props: &Props, ended: 
     scene.bytes_are_right(stage, props).await;
     let grown = "SELECT volume_id FROM volume_modifications WHERE state = 'completed'";
     let has_it = scene == Scene::ModifyVolume && !stage.texts(grown).await.is_empty();
-    if ended.outcome == "succeeded" || has_it || scene == Scene::RepairVolume {
+    if ended.outcome == "succeeded" || has_it || scene.leaves_the_rest() {
         return;
     }
     let before = stage.newest().await;

@@ -31,8 +31,7 @@ pub async fn play(stage: &Stage, scene: Scene, turn: Option<&Point>, point: &Poi
         stage.gate.arm(turn, Strike::DoneButFailsForGood);
     }
     stage.gate.arm(point, Strike::Held);
-    scene.call(stage, &props).await;
-    stage.until("struck", async || stage.gate.struck(point) > 0).await;
+    matrix::call_until_struck(stage, scene, &props, point).await;
     match outage {
         Outage::PostgresGoneFor5S => {
             proxy.cut();
@@ -51,7 +50,7 @@ pub async fn play(stage: &Stage, scene: Scene, turn: Option<&Point>, point: &Poi
     stage.gate.let_in().await;
     let ended = stage.workflow_after(before, scene.kind()).await;
     matrix::judge(stage, scene, point, Fault::LeaseExpired, &ended).await;
-    if scene == Scene::RepairVolume {
+    if scene.leaves_the_rest() {
         stage.sweep().await;
         stage.settle().await;
     }

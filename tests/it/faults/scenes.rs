@@ -26,9 +26,10 @@ pub enum Scene {
     CopyVolumeInBackground,
     CreateSnapshots,
     RepairVolume,
+    Audit,
 }
 
-pub const SCENES: [Scene; 18] = [
+pub const SCENES: [Scene; 19] = [
     Scene::CopyVolume,
     Scene::CreateSnapshots,
     Scene::CopyVolumeInBackground,
@@ -36,6 +37,7 @@ pub const SCENES: [Scene; 18] = [
     Scene::CreateSnapshotInBackground,
     Scene::CreateSnapshotOfSharedVolume,
     Scene::RepairVolume,
+    Scene::Audit,
     Scene::AttachVolume,
     Scene::AttachSharedVolume,
     Scene::DetachVolume,
@@ -76,11 +78,20 @@ impl Scene {
             Self::CopyVolume | Self::CopyVolumeInBackground => "copy_volume",
             Self::CreateSnapshots => "create_snapshots",
             Self::RepairVolume => "repair_volume",
+            Self::Audit => "audit",
         }
     }
 
-    /// Whether its workflow undoes its steps when one fails for good.
+    /// Whether it mends what it comes across, and leaves the rest to the sweeper's next round.
+    pub fn leaves_the_rest(self) -> bool {
+        matches!(self, Self::RepairVolume | Self::Audit)
+    }
+
+    /// Whether its workflow undoes its steps when one fails for good. A node that fails is what an audit tells.
     pub async fn turns_back(self) -> bool {
+        if self == Self::Audit {
+            return false;
+        }
         let catalogue = vbs::workers::catalogue().await;
         catalogue.iter().any(|described| described.kind == self.kind() && described.turns_back)
     }
@@ -101,7 +112,7 @@ impl Scene {
         props.volume = if shared { shared_volume(stage).await } else { volume(stage).await };
         match self {
             Self::DeleteVolume | Self::AttachVolume => return props,
-            Self::RepairVolume => return broken(stage, props).await,
+            Self::RepairVolume | Self::Audit => return broken(stage, props).await,
             _ => {}
         }
         attach(stage, &props.volume, &props.instance, "/dev/sdf").await;
@@ -164,6 +175,7 @@ impl Scene {
                 stage.ok("CreateSnapshots", &[("InstanceSpecification.InstanceId", &props.instance)]).await
             }
             Self::RepairVolume => return stage.sweep().await,
+            Self::Audit => return stage.audit().await,
         };
     }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tokio_postgres::Row;
+use vbs::db::{Pool, workflows};
 use vbs::delegate::sim::SimCloud;
 use vbs::workers::{self, Context};
 
@@ -67,6 +68,13 @@ impl Stage {
         let context = self.sweeper.lock().unwrap().clone();
         let Some(context) = context else { return };
         self.until("swept", async || workers::sweeper::sweep(&context).await.is_ok()).await;
+    }
+
+    /// Has a gateway look around, and repair what it finds: `vbs audit --repair`.
+    pub async fn audit(&self) {
+        let mut conn = Pool::new(&self.url, 1).unwrap().get().await.unwrap();
+        workers::audit::enqueue(&mut conn, true).await.unwrap();
+        workflows::notify(&mut conn).await.unwrap();
     }
 
     pub fn client(&self) -> Client {

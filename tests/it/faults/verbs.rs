@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-/// What a call is about: the names of targets, snapshots and volumes in it.
+/// What a call is about: the names of targets, snapshots and volumes in it. Of some calls one name is all that is specified.
 pub fn name_thing(body: &Value, names: &mut BTreeSet<String>) {
+    const NAMES: [&str; 4] = ["iqn", "snapshot", "volume", "spec"];
     for (key, value) in body.as_object().into_iter().flatten() {
         match value.as_str() {
-            Some(name) if matches!(&**key, "iqn" | "snapshot" | "volume") => drop(names.insert(name.to_owned())),
+            Some(name) if NAMES.contains(&&**key) => drop(names.insert(name.to_owned())),
             _ => name_thing(value, names),
         }
     }
