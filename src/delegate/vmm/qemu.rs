@@ -496,6 +496,9 @@ async fn forget_secret(qmp: &mut Qmp, names: &Names) -> std::result::Result<(), 
 }
 
 #[cfg(test)]
+mod detach_tests;
+
+#[cfg(test)]
 mod tests {
     use super::super::fake::Monitor;
     use super::*;
