@@ -39,7 +39,8 @@ mod tests {
                 assert!(held.is_ok(), "{} does not hold", path.display());
                 seen += 1;
             }
-            assert!(seen > 10, "{name} has {seen} inputs");
+            // More than `scripts/fuzz keep` lets in would be a burden to every checkout.
+            assert!((11..=64).contains(&seen), "{name} has {seen} inputs");
         }
     }
 }

@@ -67,11 +67,12 @@ pub fn storage(data: &[u8]) {
     volume::lvm::fuzzing::reported(&text);
 }
 
-/// What QEMU's monitor says, a JSON text a line, and what open-iscsi, the kernel and xenstore say.
+/// What QEMU's monitor says, a JSON text a line, and what open-iscsi, the kernel (also of what a disk is held to) and xenstore say.
 pub fn hypervisor(data: &[u8]) {
     vmm::fuzzing::monitored(data);
     vmm::open_iscsi::fuzzing::shown(data);
     vmm::xen::fuzzing::stored(data);
+    vmm::xen::fuzzing::throttled(data);
 }
 
 fn again<T: Serialize + DeserializeOwned>(data: &[u8]) -> Option<T> {

@@ -244,6 +244,8 @@ async fn filters_select_by_every_field_and_an_unknown_one_is_refused() {
         0,
         "no value, no volume"
     );
+    let named = client.ok("DescribeVolumes", &[("VolumeId.1", plain.as_str())]).await;
+    assert_eq!(BTreeSet::from_iter(named.all("volumeId")), BTreeSet::from([plain.clone()]), "that one of all");
     let both = [("VolumeId.1", plain.as_str()), ("Filter.1.Name", "status"), ("Filter.1.Value.1", "error")];
     assert!(
         client.ok("DescribeVolumes", &both).await.body.contains("<volumeSet/>"),

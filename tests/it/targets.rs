@@ -18,7 +18,7 @@ use vbs::delegate::{ErrorKind, ExportSpec, Growth, ObservedExport, Secret};
 use vbs::ids::VolumeId;
 
 use crate::delegate_contract::{export, storage_contract};
-use crate::support::iet::{Iet as Ietd, LogIn};
+use crate::support::iet::{Iet as Ietd, InUse, LogIn};
 use crate::support::kernel::Kernel;
 
 pub const HOST: &str = "iqn.2026-01.net.example:host";
@@ -453,4 +453,47 @@ async fn iet_puts_back_what_an_ietd_that_died_took_along() {
     let comma = volume.dir.path().join("a,b");
     std::fs::write(&comma, "").unwrap();
     assert_eq!(driver.ensure_exported(spec, &comma).await.unwrap_err().kind, ErrorKind::Fatal);
+}
+
+#[tokio::test]
+async fn iet_outlives_whatever_a_release_does_when_somebody_logs_in_just_before_a_target_ends() {
+    for (in_use, stays) in [(InUse::Busy, true), (InUse::NotPermitted, true), (InUse::Dies, false)] {
+        let (volume, other, ietd) = (Volume::new(), Volume::new(), Ietd::start());
+        let driver = Iet::new(ietd.config());
+        for volume in [&other, &volume] {
+            driver.ensure_exported(&volume.spec, &volume.path()).await.unwrap();
+        }
+        let tid = ietd.state().targets[1].tid;
+        ietd.change(|state| (state.in_use, state.targets[0].comes) = (in_use, Some(HOST.into())));
+        let ended = driver.ensure_not_exported(&volume.spec.volume, &[]).await;
+        if stays {
+            assert_eq!(ended.unwrap_err().kind, ErrorKind::Retry, "{in_use:?}");
+            assert_eq!(ietd.state().targets[0].sessions, [HOST], "{in_use:?}");
+            ietd.log_out();
+        } else {
+            // What was to end has ended, and so has all else. What it says by its status, it says of other things too.
+            ended.unwrap();
+            assert!(ietd.state().targets.is_empty() && !ietd.state().running);
+            let refused = driver.ensure_exported(&other.spec, &other.path()).await.unwrap_err();
+            assert_eq!(refused.kind, ErrorKind::Retry, "{refused}");
+            ietd.crash(true);
+            driver.ensure_exported(&other.spec, &other.path()).await.unwrap();
+        }
+        driver.ensure_not_exported(&volume.spec.volume, &[]).await.unwrap();
+        let left: Vec<_> = ietd.state().targets.into_iter().map(|target| (target.tid, target.name)).collect();
+        assert_eq!(left, [(tid, other.spec.iqn.clone())], "{in_use:?}");
+        assert_eq!((ietd.log_in(&volume.spec), ietd.log_in(&other.spec)), (LogIn::NotFound, LogIn::Done));
+    }
+}
+
+#[tokio::test]
+async fn iet_gives_out_no_portal_at_which_nobody_listens() {
+    let (volume, ietd) = (Volume::new(), Ietd::start());
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let deaf = Iet::new(config::Iet { portal: closed, ..ietd.config() });
+    let refused = deaf.ensure_exported(&volume.spec, &volume.path()).await.unwrap_err();
+    assert!(refused.kind == ErrorKind::Retry && refused.message.contains("nobody listens"), "{refused}");
+    let driver = Iet::new(ietd.config());
+    let portal = driver.ensure_exported(&volume.spec, &volume.path()).await.unwrap();
+    assert_eq!((portal.address, ietd.log_in(&volume.spec)), (ietd.portal().to_string(), LogIn::Done));
 }

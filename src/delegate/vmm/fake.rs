@@ -27,6 +27,8 @@ pub(super) struct State {
     pub(super) limits: Value,
     /// The commands it was given, those that only ask left out.
     pub(super) changes: Vec<String>,
+    /// How often it was told to ask its guest for a device. The guest never lets go by itself.
+    pub(super) unplugs: usize,
     /// What happens when it is stopped the next time.
     pub(super) on_stop: Option<Box<dyn FnOnce() + Send>>,
 }
@@ -40,7 +42,8 @@ impl Monitor {
         let (devices, nodes, changes) = (Vec::new(), Vec::new(), Vec::new());
         let uuid = uuid.to_owned();
         let limits = json!({});
-        let state = State { uuid, running: true, devices, nodes, unit_bytes: 0, limits, changes, on_stop: None };
+        let state =
+            State { uuid, running: true, devices, nodes, unit_bytes: 0, limits, changes, unplugs: 0, on_stop: None };
         let state = Arc::new(Mutex::new(state));
         let serving = tokio::spawn(serve(listener, Arc::clone(&state)));
         Self { state, serving }
@@ -99,6 +102,14 @@ impl State {
             "block_resize" => {
                 for node in &mut self.nodes {
                     node["image"]["virtual-size"] = self.unit_bytes.into();
+                }
+            }
+            "device_del" => {
+                self.unplugs += 1;
+                if self.unplugs > 1 {
+                    let device = asked["arguments"]["id"].as_str().unwrap_or_default();
+                    let desc = format!("Device {device} is already in the process of unplug");
+                    return Err(json!({"class": "GenericError", "desc": desc}));
                 }
             }
             "stop" => {

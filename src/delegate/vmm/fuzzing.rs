@@ -5,9 +5,10 @@ use serde_json::Value;
 use super::blocks::{self, Names};
 use super::inquiry;
 use super::qmp::{self, QmpError};
+use super::throttle;
 use crate::ids::VolumeId;
 
-/// Lines of JSON: nodes, devices, statistics, and an answer. And what `iscsi-inq` prints.
+/// Lines of JSON: nodes, devices, statistics (or devices with their limits), and an answer. And what `iscsi-inq` prints.
 pub fn monitored(data: &[u8]) {
     let said = String::from_utf8_lossy(data);
     if let Some(serial) = inquiry::serial(&said) {
@@ -28,6 +29,9 @@ pub fn monitored(data: &[u8]) {
     if let Ok(volume) = VolumeId::parse("vol-0123456789abcdef0") {
         let names = Names::of(&volume);
         let _ = (blocks::writes(&names, &stats), blocks::parts(&names, &nodes, &devices));
+        if let Some((device, _)) = throttle::device(&names, &stats) {
+            assert!(device.contains(&names.serial), "limits are set on no other device");
+        }
     }
     let (id, event) = (answer.get("id") == Some(&1.into()), answer.get("event").is_some());
     match qmp::returned("query-block", 1, answer) {

@@ -33,7 +33,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::blocks::{self, Names, Parts, Under};
-use super::inquiry;
+use super::inquiry::Inquiry;
 use super::kept;
 use super::machines::{self, Machines};
 use super::pause::Pauses;
@@ -61,6 +61,7 @@ const LOOK: Duration = Duration::from_millis(50);
 pub struct Qemu {
     machines: Arc<Machines>,
     pauses: Arc<Pauses>,
+    pub(super) inquiry: Inquiry,
     iqn_prefix: String,
     detach_wait: Duration,
     /// What was last seen of each machine, and the file that keeps it.
@@ -84,6 +85,7 @@ impl Qemu {
         Ok(Self {
             pauses: Pauses::open(Arc::clone(&machines), dir.join("pauses.json")).await?,
             machines,
+            inquiry: Inquiry::default(),
             iqn_prefix: config.iqn_prefix.clone(),
             detach_wait: Duration::from_secs(config.detach_wait_s),
             seen: tokio::sync::Mutex::new((kept::read(&seen).await?, seen)),
@@ -151,7 +153,7 @@ impl VmmDelegate for Qemu {
             _ => log_out(&mut qmp, &names, &there, machine).await?,
         }
         portal_answers(&spec.portal).await?;
-        inquiry::check_serial(export, &spec.portal).await?;
+        self.inquiry.check_serial(export, &spec.portal).await?;
         let secret = json!({"qom-type": "secret", "id": names.chap, "data": export.chap_secret.0});
         qmp.execute("object-add", secret).await.map_err(told)?;
         let node = json!({
@@ -492,6 +494,9 @@ async fn forget_secret(qmp: &mut Qmp, names: &Names) -> std::result::Result<(), 
         done => done.map(drop),
     }
 }
+
+#[cfg(test)]
+mod detach_tests;
 
 #[cfg(test)]
 mod tests {

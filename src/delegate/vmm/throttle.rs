@@ -33,7 +33,7 @@ pub(super) async fn hold(qmp: &mut Qmp, names: &Names, spec: &DiskSpec, portal: 
 }
 
 /// The volume's device in `query-block`: what QEMU calls it, and its limits.
-fn device(names: &Names, all: &Value) -> Option<(String, Limits)> {
+pub(super) fn device(names: &Names, all: &Value) -> Option<(String, Limits)> {
     let path = format!("/machine/peripheral/{}/", names.serial);
     let entry = all.as_array()?.iter().find(|e| e["qdev"].as_str().is_some_and(|qdev| qdev.starts_with(&path)))?;
     let number = |name: &str| entry["inserted"][name].as_u64().unwrap_or(0);

@@ -13,6 +13,7 @@ use super::example;
 #[path = "ietadm.rs"]
 #[expect(dead_code, reason = "its main is the program's")]
 mod ietadm;
+pub use ietadm::InUse;
 use ietadm::State;
 
 /// A running ietd.

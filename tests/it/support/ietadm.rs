@@ -1,6 +1,6 @@
 //! A double of `ietadm`, the IET daemon and its kernel part in one program that keeps its state in the directory it is
-//! started from: what the command line does, what it says and with what status it ends are those of the real one (1.4.19), the
-//! silent failures and the traps with them. Nobody can log in to it; `iet.rs` plays that part.
+//! started from: what the command line does, what it says and with what status it ends are those of the real one (1.4.19, and where
+//! others were seen to differ, theirs), the silent failures and the traps with them. Nobody can log in to it; `iet.rs` plays that part.
 
 use std::path::{Path, PathBuf};
 
@@ -19,6 +19,21 @@ pub struct State {
     /// Whether what is done is said to have failed.
     #[serde(default)]
     pub lies: bool,
+    /// What it does when a target is to go that somebody is logged in to.
+    #[serde(default)]
+    pub in_use: InUse,
+}
+
+/// What releases do with a target in use that is to be deleted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum InUse {
+    /// 1.4.19 says that it is busy.
+    #[default]
+    Busy,
+    /// Others say what they say of nearly everything.
+    NotPermitted,
+    /// In the last source there is ietd ends, and all targets with it.
+    Dies,
 }
 
 /// A target.
@@ -34,6 +49,9 @@ pub struct Target {
     pub users: Vec<(String, String)>,
     /// The initiators that are logged in.
     pub sessions: Vec<String>,
+    /// One that logs in when the target is to be deleted, just before that.
+    #[serde(default)]
+    pub comes: Option<String>,
 }
 
 /// A logical unit.
@@ -91,6 +109,7 @@ const SILENT: Refusal = (234, "");
 const ABSENT: Refusal = (254, "No such file or directory.\n");
 const BUSY: Refusal = (240, "Device or resource busy.\n");
 const AWAY: Refusal = (145, "Connection refused.\n");
+const BROKEN: Refusal = (251, "Input/output error.\n");
 
 /// A command line.
 #[derive(Default)]
@@ -140,9 +159,10 @@ fn main() {
         Some(left) => *left -= 1,
         None => {}
     }
-    match run(&mut state, &args) {
+    let done = run(&mut state, &args);
+    state.write(&dir);
+    match done {
         Ok(said) => {
-            state.write(&dir);
             print!("{said}");
             if state.lies && !args.user {
                 end(PERMITTED);
@@ -173,8 +193,19 @@ fn run(state: &mut State, args: &Args) -> Result<String, Refusal> {
         (_, None) => {}
         ("new", Some(tid)) => new_target(state, args, tid)?,
         ("delete", Some(tid)) => {
-            if !state.target(tid).ok_or(ABSENT)?.sessions.is_empty() {
-                return Err(BUSY);
+            let in_use = state.in_use;
+            let target = state.target(tid).ok_or(ABSENT)?;
+            let comes = target.comes.take();
+            target.sessions.extend(comes);
+            if !target.sessions.is_empty() {
+                return Err(match in_use {
+                    InUse::Busy => BUSY,
+                    InUse::NotPermitted => PERMITTED,
+                    InUse::Dies => {
+                        *state = State::default();
+                        BROKEN
+                    }
+                });
             }
             state.targets.retain(|target| target.tid != tid);
         }
@@ -193,7 +224,7 @@ fn new_target(state: &mut State, args: &Args, tid: u32) -> Result<(), Refusal> {
     if state.target(tid).is_some() {
         return Err(PERMITTED);
     }
-    let target = Target { tid, name: name.to_owned(), units: vec![], users: vec![], sessions: vec![] };
+    let target = Target { tid, name: name.to_owned(), units: vec![], users: vec![], sessions: vec![], comes: None };
     state.targets.insert(0, target);
     Ok(())
 }

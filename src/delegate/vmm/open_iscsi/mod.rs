@@ -72,6 +72,7 @@ pub(super) struct Host {
     pub(super) blockdev: String,
     pub(super) log_in: Duration,
     pub(super) flush: Duration,
+    pub(super) settle: Duration,
 }
 
 impl Default for Host {
@@ -83,6 +84,7 @@ impl Default for Host {
             blockdev: "blockdev".into(),
             log_in: LOG_IN,
             flush: FLUSH,
+            settle: SETTLE,
         }
     }
 }
@@ -411,7 +413,7 @@ impl Initiator {
         mut done: impl FnMut() -> F,
         why: impl FnOnce() -> String,
     ) -> Result<()> {
-        let end = Instant::now() + SETTLE;
+        let end = Instant::now() + self.host.settle;
         while !done().await? {
             if Instant::now() >= end {
                 return Err(DelegateError::retry(why()));

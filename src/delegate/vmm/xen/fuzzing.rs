@@ -1,10 +1,13 @@
-//! What must hold of whatever xenstore says, whoever wrote it there: see [`crate::fuzzing`].
+//! What must hold of whatever xenstore says, whoever wrote it there, and of what the kernel shows of threads and limits: see
+//! [`crate::fuzzing`].
 
 use futures_util::FutureExt;
 
 use super::names::Place;
 use super::store::Store;
+use super::throttle::{self, KERNEL_THREAD};
 use super::xenbus;
+use crate::delegate::Limits;
 
 /// Bytes of xenstored's socket, lines `PATH VALUE` of what it holds, or the name of a disk.
 pub fn stored(data: &[u8]) {
@@ -33,6 +36,28 @@ pub fn stored(data: &[u8]) {
     if let Some(number) = data.first_chunk::<4>() {
         let _ = Place::of(u32::from_be_bytes(*number)).map(|place| place.to_string());
     }
+}
+
+/// A process's `stat`, or its name; a group's `io.max`, or the numbers of a device and of what it is held to.
+pub fn throttled(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    if throttle::is_kernels(&text) {
+        assert!(text.contains(')'), "what has no name is no thread");
+    }
+    // Whatever a process calls itself, only the kernel sets its flags.
+    for flags in [KERNEL_THREAD, 64] {
+        let stat = format!("7 ({text}) S 2 0 0 0 -1 {flags} 0 0\n");
+        assert_eq!(throttle::is_kernels(&stat), flags == KERNEL_THREAD);
+    }
+    let number =
+        |at: usize| data.get(at..at + 4).map_or(0, |word| word.iter().fold(0, |n, byte| n << 8 | u32::from(*byte)));
+    let limits = Limits { iops: number(8), bytes_per_second: u64::from(number(12)) << 10 };
+    let line = throttle::line((number(0), number(4)), limits);
+    assert!(!throttle::holds(&text, &line) || text.contains(&line));
+    assert!(throttle::holds(&format!("{text}\n{line}\n"), &line), "others' lines do not hide a device's");
+    assert!(!throttle::holds(&format!("{line}0"), &line), "a longer number is another limit");
+    let other = throttle::line((number(0), number(4)), Limits { iops: limits.iops ^ 1, ..limits });
+    assert!(!throttle::holds(&other, &line), "another limit is another line");
 }
 
 fn place(name: &str) {

@@ -53,6 +53,7 @@ none() {
 const TOOL: &str = r#"
 case "$(basename "$0") $1 $2 $4" in
 *" block-attach "*)
+    if grep -q /7/51792/ xenstore; then echo "Device 51792 (vbd) is already connected." >&2; exit 1; fi
     echo "${3#phy:}" > path
     if [ -e refuses-attach ]; then state 3 1 1; echo "no luck" >&2; exit 1; fi
     if [ -e closes ]; then state 5 5 1; exit 0; fi
@@ -83,16 +84,24 @@ end() { # number
     rm -r sys/class/iscsi_session/session$1 sys/class/iscsi_connection/connection$1:0 sys/devices/platform/host$(($1 + 1))
 }
 case "$*" in
+*--logout) [ ! -e keeps-session ] || exit "$(cat keeps-session)" ;;
+*"-o new"|*"-o delete") [ ! -e no-database ] || exit 6 ;;
+esac
+case "$*" in
 *"-o new") mkdir -p nodes/IQN; printf 'node.startup = automatic\n' > nodes/IQN/PORTAL ;;
 *--login)
     [ -e refuses-login ] && { echo "login failed due to authorization failure" >&2; exit 24; }
+    [ ! -e fails ] || exit "$(cat fails)"
     [ -e times-out ] && { echo "initiator reported error (8 - connection timed out)" >&2; exit 8; }
     session 1
     [ -e hangs ] && exec sleep 60
     [ ! -e status ] || exit "$(cat status)" ;;
 second) session 2 ;;
 "-m session -r "*" --logout") end $4 ;;
-*--logout) [ -e sys/class/iscsi_session/session1 ] || exit 21; end 1 ;;
+*--logout)
+    [ -e sys/class/iscsi_session/session1 ] || exit 21
+    end 1
+    [ ! -e status ] || exit "$(cat status)" ;;
 *"-o delete") [ -e nodes/IQN ] || exit 21; rm -r nodes/IQN ;;
 *) exit 7 ;;
 esac
@@ -227,6 +236,7 @@ async fn start(dir: &Path, socket: &Path, kind: config::Toolstack) -> Xen {
         blockdev: text("blockdev"),
         log_in: Duration::from_secs(3),
         flush: Duration::from_secs(3),
+        settle: Duration::from_secs(3),
     };
     let program = text(match kind {
         config::Toolstack::Xl => "xl",

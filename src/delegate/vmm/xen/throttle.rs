@@ -27,7 +27,7 @@ const GROUP: &str = "vbs";
 
 /// Of a process's flags: it is a thread of the kernel (`PF_KTHREAD` in `include/linux/sched.h`). Every user may name a process
 /// as the kernel names its threads.
-const KERNEL_THREAD: u32 = 0x0020_0000;
+pub(super) const KERNEL_THREAD: u32 = 0x0020_0000;
 
 /// What a host says that cannot hold a disk: it has no such controller, or the delegate may not write there.
 const CANNOT: [ErrorKind; 3] = [ErrorKind::Unsupported, ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem];
@@ -145,7 +145,7 @@ impl Throttle {
             }
         }
         let max = dir.join("io.max");
-        if std::fs::read_to_string(&max)?.lines().all(|now| now != line) {
+        if !holds(&std::fs::read_to_string(&max)?, line) {
             write(&max, line)?;
         }
         Ok(())
@@ -162,7 +162,8 @@ impl Throttle {
             };
             // One that ends meanwhile is none.
             let name = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-            if !name.starts_with(named) || !is_kernels(&entry.path().join("stat")) {
+            let stat = || std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            if !name.starts_with(named) || !is_kernels(&stat()) {
                 continue;
             }
             count += 1;
@@ -181,16 +182,21 @@ fn threads(domain: u32, vdev: u32) -> String {
 }
 
 /// A device's line of `io.max`, as the kernel writes it.
-fn line((major, minor): (u32, u32), limits: Limits) -> String {
+pub(super) fn line((major, minor): (u32, u32), limits: Limits) -> String {
     let word = |limit: u64| if limit == 0 { "max".to_owned() } else { limit.to_string() };
     let (bytes, operations) = (word(limits.bytes_per_second), word(limits.iops.into()));
     format!("{major}:{minor} rbps={bytes} wbps={bytes} riops={operations} wiops={operations}")
 }
 
-fn is_kernels(stat: &Path) -> bool {
-    let text = std::fs::read_to_string(stat).unwrap_or_default();
+/// Whether `io.max` has a device's line as it shall be.
+pub(super) fn holds(max: &str, line: &str) -> bool {
+    max.lines().any(|now| now == line)
+}
+
+/// Whether a process's `stat` is that of a thread of the kernel.
+pub(super) fn is_kernels(stat: &str) -> bool {
     // The name, in parentheses, may hold anything; after it come state, parent, group, session, terminal, its group, flags.
-    let flags = text.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(6)?.parse::<u32>().ok());
+    let flags = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(6)?.parse::<u32>().ok());
     flags.is_some_and(|flags| flags & KERNEL_THREAD != 0)
 }
 

@@ -1,5 +1,7 @@
 //! What others lost volumes or days to: see `docs/faults.md`.
 
+use futures_util::future::join_all;
+
 use super::*;
 
 impl Lab {
@@ -58,6 +60,69 @@ async fn the_one_unit_is_scanned_for_and_again_when_a_scan_shows_nothing() {
     let scans: Vec<_> = log.lines().filter(|line| line.starts_with("scan")).collect();
     assert_eq!(scans, ["scan 2: 0 0 1", "scan 2: 0 0 1"], "{log}");
     assert_eq!(lab.disks().await, (vec![false], 1));
+}
+
+#[tokio::test]
+async fn a_connect_that_is_repeated_logs_in_once() {
+    let lab = Lab::start().await;
+    for _ in 0..3 {
+        lab.xen.ensure_connected(G, &lab.connect).await.unwrap();
+    }
+    assert_eq!(lab.log().matches("--login").count(), 1);
+    assert_eq!(lab.sessions().await, 1);
+}
+
+#[tokio::test]
+async fn whatever_status_a_log_in_fails_with_it_leaves_nothing_and_is_worth_another_try() {
+    let lab = Lab::start().await;
+    // No answer, all is lost, a wrong secret, busy, again later. A target that is just being put back says any of them.
+    for status in ["11", "19", "24", "28", "29"] {
+        lab.put("fails", status);
+        let refused = lab.xen.ensure_connected(G, &lab.connect).await.unwrap_err();
+        assert!(
+            refused.kind == ErrorKind::Retry && refused.message.contains(&format!("status: {status}")),
+            "{refused}"
+        );
+        lab.nothing_is_left();
+    }
+    lab.take("fails");
+    lab.put("no-database", "");
+    let refused = lab.xen.ensure_connected(G, &lab.connect).await.unwrap_err();
+    assert!(refused.kind == ErrorKind::Retry && refused.message.contains("status: 6"), "{refused}");
+    lab.take("no-database");
+    lab.xen.ensure_disconnected(G, &lab.disk).await.unwrap();
+    lab.nothing_is_left();
+    lab.xen.ensure_connected(G, &lab.connect).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_log_out_is_done_when_the_session_is_gone_whatever_its_status() {
+    // It has failed, is busy, knows of no session: what it says is of no account either way.
+    join_all(["10", "28", "21"].map(async |status| {
+        let lab = Lab::start().await;
+        lab.xen.ensure_connected(G, &lab.connect).await.unwrap();
+        lab.put("keeps-session", status);
+        let refused = lab.xen.ensure_disconnected(G, &lab.disk).await.unwrap_err();
+        assert_eq!(refused.kind, ErrorKind::Retry, "{status}: {refused}");
+        assert!(lab.sessions().await == 1 && lab.path("nodes").join(&lab.disk.iqn).exists(), "{status}");
+        lab.take("keeps-session");
+        lab.put("status", status);
+        lab.xen.ensure_disconnected(G, &lab.disk).await.unwrap();
+        lab.nothing_is_left();
+    }))
+    .await;
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_deleted_yet_is_deleted_by_the_next_call() {
+    let lab = Lab::start().await;
+    lab.xen.ensure_connected(G, &lab.connect).await.unwrap();
+    lab.put("no-database", "");
+    let refused = lab.xen.ensure_disconnected(G, &lab.disk).await.unwrap_err();
+    assert!(refused.kind == ErrorKind::Retry && refused.message.contains("status: 6"), "{refused}");
+    lab.take("no-database");
+    lab.xen.ensure_disconnected(G, &lab.disk).await.unwrap();
+    lab.nothing_is_left();
 }
 
 #[tokio::test]
@@ -131,6 +196,29 @@ async fn an_attach_that_is_said_to_be_done_and_is_not_leaves_nothing() {
     lab.take("closes");
     lab.xen.ensure_attached(G, &lab.disk).await.unwrap();
     assert_eq!(lab.disks().await, (vec![true], 0));
+}
+
+#[tokio::test]
+async fn what_xenstore_still_has_of_a_disk_is_taken_away_before_it_is_attached_anew_and_anothers_is_not() {
+    let lab = Lab::start().await;
+    lab.xen.ensure_connected(G, &lab.connect).await.unwrap();
+    lab.xen.ensure_attached(G, &lab.disk).await.unwrap();
+    let text = std::fs::read_to_string(lab.path("xenstore")).unwrap();
+    let closed = text.replace("state = \"4\"", "state = \"6\"");
+    lab.put("xenstore", &closed);
+    lab.log();
+    lab.xen.ensure_attached(G, &lab.disk).await.unwrap();
+    assert_eq!(lab.disks().await, (vec![true], 0));
+    let log = lab.log();
+    assert!(log.starts_with("xl block-detach 7 51792\nxl block-attach 7 "), "{log}");
+
+    assert_eq!(lab.xen.ensure_detached(G, &lab.disk, false).await.unwrap(), Detach::Gone);
+    lab.log();
+    let anothers = closed.replace(&lab.disk.iqn, "iqn.2026-01.t:another").replace("8:10", "8:20");
+    lab.put("xenstore", &anothers);
+    let refused = lab.xen.ensure_attached(G, &lab.disk).await.unwrap_err();
+    assert!(refused.kind == ErrorKind::Fatal && refused.message.contains("another disk as xvdf"), "{refused}");
+    assert_eq!((lab.log(), std::fs::read_to_string(lab.path("xenstore")).unwrap()), (String::new(), anothers));
 }
 
 #[tokio::test]
