@@ -31,9 +31,9 @@ def test_a_thin_volume_of_10_gib_is_snapshotted_and_restored_as_fast_as_one_of_1
     node, volumes = cloud.storage, {SMALL: new_id("vol"), LARGE: new_id("vol")}
     for size, volume in volumes.items():
         ask(node, "ensure_volume", {"volume": volume, "size_bytes": size, "snapshot": None})
-        # With data in proportion to the size, up to a GiB.
+        # With data in proportion to the size, up to half a GiB.
         storage.run("lvchange", "-ay", "-K", f"vbs/{volume}")
-        mib = min(size, 1 << 30) // MIB * 4 // 5
+        mib = min(size, 512 * MIB) // MIB * 4 // 5
         storage.sh(f"dd if=/dev/zero of=/dev/vbs/{volume} bs=1M count={mib} oflag=direct status=none", timeout=300)
     for turn in range(SIZE_ROUNDS):
         # First the one, then the other: what comes second has it easier.
